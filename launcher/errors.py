@@ -1,0 +1,64 @@
+"""What can go wrong: one type for each remedy, each with the exit code of the process that meets it.
+
+A message is one line for the user: what is wrong, where (file, key, row), what to do. Errors hold
+nothing but their message, so they cross process borders unchanged.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class LauncherError(Exception):
+    """The base of every error that the launcher raises on purpose."""
+
+    exit_code = 1
+
+
+class BadInput(LauncherError):
+    """Something the user wrote or supplied cannot be used; nothing was started or written."""
+
+    exit_code = 2
+
+
+class RecipeError(BadInput):
+    """The recipe (or a `--set`) is wrong: an unknown key, a bad value, two keys that contradict."""
+
+
+class DsConfigError(BadInput):
+    """The DeepSpeed config is wrong, or contradicts the recipe."""
+
+
+class DataError(BadInput):
+    """A data set is missing, unreadable, empty, or lacks what the task needs."""
+
+
+class ModelError(BadInput):
+    """The model or tokenizer cannot be used as the recipe asks."""
+
+
+class RunExists(BadInput):
+    """The run's name belongs to another recipe, or its directory cannot be continued."""
+
+
+class ClusterError(LauncherError):
+    """The cluster cannot be reached, or cannot hold the workers that were asked for."""
+
+    exit_code = 3
+
+
+class TrainingFailed(LauncherError):
+    """Workers failed more often than the recipe allows."""
+
+    exit_code = 4
+
+
+class ExportFailed(LauncherError):
+    """The exported model is not the model that was trained; the checkpoint is kept."""
+
+    exit_code = 5
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean "x"?)` for the known word closest to `word`, or an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f' (did you mean "{close[0]}"?)' if close else ""

@@ -1,0 +1,184 @@
+"""What was asked: the recipe, read from YAML, frozen, every field documented, unknown keys refused by name."""
+
+import json
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+TaskName = Literal["text-classification", "causal-lm"]
+Dtype = Literal["auto", "fp32", "bf16", "fp16"]
+ScheduleName = Literal["linear", "cosine", "constant"]
+StageName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+
+
+class Section(BaseModel):
+    """A part of the recipe: frozen, closed, documented field by field."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Model(Section):
+    """Which weights to start from, and how to hold them."""
+
+    path: str | None = None
+    """A hub id, or a local directory with config.json and weights."""
+    config: str | dict[str, Any] | None = None
+    """Instead of `path`: a config (a file, a directory with config.json, or the keys themselves) to
+    initialise at random from."""
+    tokenizer: str | None = None
+    """A hub id or a local directory. Default: the same as `path`."""
+    revision: str | None = None
+    """The hub revision of `path` (a branch, a tag or a commit)."""
+    dtype: Dtype = "auto"
+    """Precision of the weights in training. `auto`: bf16 on GPUs, fp32 on CPUs."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
+    """The attention implementation. `auto`: what transformers picks for the model."""
+    trust_remote_code: str | None = None
+    """Run the Python code that comes with a model: name the model here, exactly as in `path`, to
+    allow it. Anything else is refused."""
+    init_seed: int = 0
+    """Seed of the random initialisation, for `config`."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Model":
+        if (self.path is None) == (self.config is None):
+            raise ValueError("give either path (pretrained) or config (random initialisation)")
+        if self.config is not None and self.tokenizer is None:
+            raise ValueError("config needs tokenizer, since there is no path to take it from")
+        if self.trust_remote_code not in (None, self.path):
+            raise ValueError(
+                f'trust_remote_code is "{self.trust_remote_code}", but path is "{self.path}":'
+                " to run a model's own code, name that model"
+            )
+        return self
+
+
+class Data(Section):
+    """Where the rows of a stage come from, and which columns mean what."""
+
+    train: str | list[str]
+    """Files to train on: Parquet or JSONL, local or s3://, gs://; globs and directories count as
+    their files in the order of their names."""
+    eval: str | list[str] | None = None
+    """Files to evaluate on. Default: no evaluation."""
+    columns: dict[str, str] = {}
+    """The task's column: the files' column, e.g. `text: sentence`. Default: the same names."""
+    labels: list[str] | None = None
+    """text-classification: the label names in order. Needed only when the files hold integers that
+    should get names, or to fix an order. Default: the sorted labels of the train split."""
+    format: Literal["auto", "messages", "instruction", "text"] = "auto"
+    """causal-lm: what a row is. `auto`: decided by the columns that the files have."""
+    chat_template: str | None = None
+    """causal-lm: a named template (chatml, plain) or a Jinja file. Default: the tokenizer's own, or
+    chatml if it has none."""
+    loss_on: Literal["assistant", "all"] = "assistant"
+    """causal-lm: which tokens bear loss in chat and instruction data. Plain text: always all."""
+
+
+class Stage(Section):
+    """One fine-tuning pass: its task, data, schedule."""
+
+    name: StageName
+    """Unique in the recipe; names the stage's folder, e.g. `source`, `target`."""
+    task: TaskName
+    """How a row becomes features, a loss, a prediction and a metric."""
+    data: Data
+    """The stage's data sets."""
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the train split; may be a fraction. Ignored when `steps` is given."""
+    steps: int | None = Field(default=None, gt=0)
+    """Optimizer steps, instead of `epochs`."""
+    global_batch: int = Field(default=32, gt=0)
+    """Samples behind one optimizer step, whatever the number of workers."""
+    micro_batch: int | Literal["auto"] = "auto"
+    """Samples that one worker runs at a time. `auto`: at most 8."""
+    learning_rate: float = Field(default=5e-5, gt=0)
+    """The highest learning rate of the schedule."""
+    schedule: ScheduleName = "linear"
+    """How the learning rate falls after the warm-up: to 0 by the last step, or not at all."""
+    warmup: float = Field(default=0.0, ge=0)
+    """Steps over which the learning rate rises from 0: below 1 a fraction of all steps, else a number."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay, on matrices only: biases and norms are left out."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's decay rates."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Adam's epsilon."""
+    gradient_clipping: float = Field(default=1.0, ge=0)
+    """Largest norm of the whole gradient; 0 turns clipping off."""
+    seed: int = 0
+    """Of the order of samples, the new head and dropout."""
+    max_length: int | Literal["auto"] = "auto"
+    """Tokens per sample; longer ones are cut. `auto`: the model's limit, at most 512."""
+    eval_every: int | None = Field(default=None, gt=0)
+    """Steps between evaluations. Default: at the end of the stage only."""
+    head: Literal["new", "keep"] = "new"
+    """text-classification: a new head on the trunk, or the head that the stage starts with (its
+    labels must be the same)."""
+
+    @model_validator(mode="after")
+    def _micro_batch_positive(self) -> "Stage":
+        for key in ("micro_batch", "max_length"):
+            value = getattr(self, key)
+            if value != "auto" and value < 1:
+                raise ValueError(f"{key} is {value}: it must be at least 1")
+        return self
+
+
+class Checkpoint(Section):
+    """When to save what is needed to continue."""
+
+    every_steps: int | None = Field(default=None, gt=0)
+    """Steps between checkpoints."""
+    every_minutes: float | None = Field(default=None, gt=0)
+    """Minutes between checkpoints. Default: 15, if `every_steps` is not given either."""
+    keep: int = Field(default=2, ge=2)
+    """Checkpoints to keep of the stage in progress; never fewer than the last two."""
+
+
+class Recipe(Section):
+    """The description of a run."""
+
+    model: Model
+    """The model to start from."""
+    stages: list[Stage] = Field(min_length=1)
+    """The fine-tuning passes, in order: each starts with the weights that the one before ended with."""
+    baseline: bool = False
+    """Also train the last stage straight from the model, to tell what the stages before it gave."""
+    checkpoint: Checkpoint = Checkpoint()
+    """When to save."""
+    max_failures: int = Field(default=3, ge=0)
+    """Worker failures to survive before giving up."""
+    log_samples: bool = False
+    """Write the ids of every step's samples into the run directory (an audit trail)."""
+
+    @model_validator(mode="after")
+    def _stage_names_differ(self) -> "Recipe":
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two stages have the same name: {', '.join(names)}")
+        if self.baseline and len(self.stages) < 2:
+            raise ValueError("baseline needs a stage before the last one to compare with")
+        return self
+
+
+def parse(tree: Any) -> Recipe:
+    """Build a recipe from plain data that an earlier `dump` wrote."""
+    return Recipe.model_validate(tree)
+
+
+def dump(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as plain data: only what the user wrote, so that a default can still be told
+    from a wish after `parse`."""
+    return recipe.model_dump(mode="json", exclude_unset=True)
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """Return the resolved recipe as YAML text."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+def schema() -> str:
+    """Return the recipe's JSON schema as text."""
+    return json.dumps(Recipe.model_json_schema(), indent=2)
