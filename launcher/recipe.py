@@ -182,3 +182,8 @@ def to_yaml(recipe: Recipe) -> str:
 def schema() -> str:
     """Return the recipe's JSON schema as text."""
     return json.dumps(Recipe.model_json_schema(), indent=2)
+
+
+def dump_stage(stage: Stage) -> dict[str, Any]:
+    """Return one stage as plain data, like `dump`."""
+    return stage.model_dump(mode="json", exclude_unset=True)

@@ -1,0 +1,288 @@
+"""The job seen from outside: the cluster, the preparation, Ray Train with its policies, how it ended."""
+
+import logging
+import os
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Ray reads these when it is imported; what the user has set stays.
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+import ray.train
+import ray.train.torch
+from ray.train.v2.api.callback import UserCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from launcher import errors, storage, worker
+from launcher import recipe as recipes
+from launcher.errors import ClusterError, ExportFailed, LauncherError, TrainingFailed
+from launcher.plan.plan import ModelFacts, World
+from launcher.prepare import Prepared, prepare
+from launcher.recipe import Recipe
+from launcher.report.record import Event
+from launcher.report.view import View
+
+COLLECTIVE_TIMEOUT_S = 1800
+POLL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One run as the command line resolved it."""
+
+    recipe: Recipe
+    ds_config: dict[str, Any]
+    ds_name: str
+    model_facts: ModelFacts
+    run_dir: Path
+    num_workers: int | None
+    address: str | None
+
+
+@ray.remote(num_cpus=0)
+class Bulletin:
+    """Where workers post events and the driver reads them."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def post(self, event: Event) -> None:
+        """Add an event."""
+        self.events.append(event)
+
+    def read(self, start: int) -> list[Event]:
+        """Return the events from number `start` on."""
+        return self.events[start:]
+
+
+class StopOnOurErrors(UserCallback):
+    """Do not retry what cannot go better: an error with a remedy for the user ends the run."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Raise the first such error; Ray Train ends the run when a callback raises."""
+        for failure in worker_exceptions.values():
+            cause = getattr(failure, "cause", None) or failure.__cause__ or failure
+            if isinstance(cause, LauncherError):
+                raise cause
+
+
+@contextmanager
+def cluster(address: str | None, num_workers: int | None) -> Iterator[World]:
+    """Join the cluster that is meant, or start one on this machine; yield the workers to use.
+
+    Raises:
+        ClusterError: the cluster cannot be reached, or never can hold the workers.
+    """
+    _connect(address, num_workers)
+    try:
+        yield _world(num_workers)
+    finally:
+        ray.shutdown()
+
+
+def run(job: Job, world: World, view: View, prepared: Prepared) -> dict[str, Any]:
+    """Train, verify and sum up.
+
+    Returns:
+        The summary that is also written to summary.json.
+
+    Raises:
+        LauncherError: whatever a worker met first.
+    """
+    bulletin_name = f"bulletin-{uuid.uuid4().hex[:12]}"
+    bulletin = Bulletin.options(name=bulletin_name).remote()
+    with _shown(bulletin, view) as seen:
+        try:
+            _trainer(job, world, prepared, bulletin_name).fit()
+        except Exception as failure:
+            raise _cause(failure, ray.get(bulletin.read.remote(0)), job) from failure
+    del seen
+    return _finish(job, world, prepared, view)
+
+
+def prepare_data(job: Job, folder: Path) -> Prepared:
+    """Make token stores and first weights in a Ray task, before the run directory exists.
+
+    Raises:
+        BadInput: the data, the tokenizer or the config cannot be used.
+    """
+    _check_shared(folder)
+    task = ray.remote(num_cpus=1, max_calls=1)(prepare)
+    result = ray.get(task.remote(recipes.dump(job.recipe), job.model_facts, str(folder)))
+    if isinstance(result, LauncherError):
+        raise result
+    return result
+
+
+def _connect(address: str | None, num_workers: int | None) -> None:
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    address = address or os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    root = Path(__file__).resolve().parent
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or "RAY_JOB_ID" in os.environ
+    if address is None and not in_job:
+        cpus = os.cpu_count() or 1
+        wanted = max(cpus, num_workers or 0)
+        environment = {"PYTHONPATH": os.pathsep.join([str(root.parent), os.environ.get("PYTHONPATH", "")])}
+        options |= {"address": "local", "num_cpus": wanted, "runtime_env": {"env_vars": environment}}
+    else:
+        options["address"] = address or "auto"
+        if root.parent != Path.cwd() or not in_job:
+            # The package travels with the run, so that driver and workers hold the same code.
+            options["runtime_env"] = {"py_modules": [str(root)]}
+    try:
+        ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        reason = str(error).splitlines()[0]
+        raise ClusterError(f"cannot reach a Ray cluster at {options['address']}: {reason}") from None
+
+
+def _world(num_workers: int | None) -> World:
+    resources = ray.cluster_resources()
+    num_gpus, num_cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+    device = "cuda" if num_gpus else "cpu"
+    available = num_gpus or num_cpus
+    wanted = num_workers or (num_gpus or min(2, num_cpus))
+    if wanted > available:
+        kind = "GPUs" if num_gpus else "CPUs"
+        raise ClusterError(f"--workers {wanted}, but the cluster has {available} {kind}: ask for at most that")
+    return World(num_workers=wanted, device=device)  # type: ignore[arg-type]
+
+
+def _check_shared(folder: Path) -> None:
+    """Refuse a run root that some node does not see: its workers could not read or save anything."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    folder.mkdir(parents=True, exist_ok=True)
+    if len(nodes) < 2:
+        return
+    probe = folder / f".probe-{uuid.uuid4().hex[:8]}"
+    probe.touch()
+    try:
+        look = ray.remote(num_cpus=0)(os.path.exists)
+        for node in nodes:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            if not ray.get(look.options(scheduling_strategy=there).remote(str(probe))):
+                raise ClusterError(
+                    f"the run root {folder.parent} is not seen by node {node['NodeManagerAddress']}: with"
+                    " several nodes, give --run-root a directory on storage that all of them share"
+                )
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _trainer(job: Job, world: World, prepared: Prepared, bulletin: str) -> Any:
+    on_gpu = world.device == "cuda"
+    config = {
+        "recipe": recipes.dump(job.recipe),
+        "ds_config": job.ds_config,
+        "ds_name": job.ds_name,
+        "model_facts": job.model_facts,
+        "prepared": prepared,
+        "run_dir": str(job.run_dir),
+        "device": world.device,
+        "bulletin": bulletin,
+    }
+    # Workers need the compiler's helpers of this environment on their path, activated or not.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    environment = {"PATH": path, "TOKENIZERS_PARALLELISM": "true"}
+    if not on_gpu:
+        environment["DS_ACCELERATOR"] = "cpu"
+    return ray.train.torch.TorchTrainer(
+        worker.train,
+        train_loop_config=config,
+        torch_config=ray.train.torch.TorchConfig(
+            backend="nccl" if on_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
+        ),
+        scaling_config=ray.train.ScalingConfig(num_workers=world.num_workers, use_gpu=on_gpu),
+        run_config=ray.train.RunConfig(
+            # A name of its own each time: what Ray keeps is never needed to continue, and a damaged
+            # snapshot of an earlier try must not stop this one.
+            name=uuid.uuid4().hex[:12],
+            storage_path=str(job.run_dir / "logs" / "ray"),
+            failure_config=ray.train.FailureConfig(
+                max_failures=job.recipe.max_failures, controller_failure_limit=0
+            ),
+            callbacks=[StopOnOurErrors()],
+            worker_runtime_env={"env_vars": environment},
+        ),
+    )
+
+
+@contextmanager
+def _shown(bulletin: Any, view: View) -> Iterator[None]:
+    """Show the events that workers post, from a thread, until the block ends; then the rest of them."""
+    stop = threading.Event()
+    shown = 0
+
+    def drain() -> None:
+        nonlocal shown
+        for event in ray.get(bulletin.read.remote(shown), timeout=30):
+            view.show(event)
+            shown += 1
+
+    def poll() -> None:
+        while not stop.wait(POLL_S):
+            try:
+                drain()
+            except Exception as error:  # The view must never end a run.
+                logging.getLogger(__name__).warning("progress: %s", error)
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        drain()
+        view.end_line()
+
+
+def _cause(failure: Exception, events: list[Event], job: Job) -> Exception:
+    """The first error that a worker reported, as the type it had there; else what Ray says."""
+    for event in events:
+        if event["kind"] == "error":
+            return getattr(errors, event["type"], LauncherError)(event["message"])  # type: ignore[no-any-return]
+    workers = getattr(failure, "worker_failures", {}) or {}
+    first = str(next(iter(workers.values()), failure)).strip()
+    last_line = first.splitlines()[-1] if first else type(failure).__name__
+    return TrainingFailed(
+        f"workers failed more than {job.recipe.max_failures} times; the last error: {last_line} (logs:"
+        f" {job.run_dir / 'logs'}). The same command continues from the last checkpoint"
+    )
+
+
+def _finish(job: Job, world: World, prepared: Prepared, view: View) -> dict[str, Any]:
+    """Verify every export in a fresh process, and write the summary."""
+    stages: dict[str, Any] = {}
+    names = [stage.name for stage in job.recipe.stages] + (["baseline"] if job.recipe.baseline else [])
+    for i, name in enumerate(names):
+        folder = job.run_dir / "stages" / name
+        done = storage.read_json(folder / worker.DONE) or {}
+        stages[name] = done
+        if i < len(job.recipe.stages):
+            difference = _verify(job.recipe.stages[i], folder)
+            stages[name] |= {"export": str(folder / "export"), "verified": difference}
+    view.say("exports verified: read back in a fresh process, the same logits as trained")
+    summary = {"stages": stages, "num_workers": world.num_workers, "device": world.device}
+    storage.write_json(job.run_dir / "summary.json", summary)
+    return summary
+
+
+def _verify(stage: Any, folder: Path) -> float:
+    from launcher.verify import verify_stage
+
+    task = ray.remote(num_cpus=1, max_calls=1)(verify_stage)
+    result = ray.get(task.remote(recipes.dump_stage(stage), str(folder)))
+    if isinstance(result, ExportFailed):
+        raise result
+    return float(result)

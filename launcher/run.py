@@ -1,0 +1,186 @@
+"""The command line: parse, plan, launch, tell the end. Light imports only, so that --help answers at once."""
+
+import argparse
+import hashlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent
+if str(ROOT.parent) not in sys.path:
+    # Run as a script, Python puts this folder on the path, not the one above it.
+    sys.path[0] = str(ROOT.parent)
+
+from launcher import storage  # noqa: E402
+from launcher.errors import LauncherError, RecipeError, RunExists  # noqa: E402
+
+QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
+INTERRUPTED = 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return the process's exit code."""
+    options = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _main(options)
+    except LauncherError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped: the same command continues from the last checkpoint", file=sys.stderr, flush=True)
+        return INTERRUPTED
+
+
+def _main(options: argparse.Namespace) -> int:
+    from launcher import recipe as recipes
+    from launcher import recipe_file
+
+    if options.schema:
+        print(recipes.schema())
+        return 0
+    recipe = recipe_file.load(options.recipe, options.set)
+    if options.show_recipe:
+        print(recipes.to_yaml(recipe), end="")
+        return 0
+    return _launch(options, recipe)
+
+
+def _launch(options: argparse.Namespace, recipe: Any) -> int:
+    from launcher.plan import plan as planning
+    from launcher.plan import sizes, zero
+    from launcher.report import summary as report
+    from launcher.report.view import View
+
+    view, ds_name = View(), str(options.ds)
+    ds_config = zero.load(ds_name)
+    zero.check(ds_config, ds_name)
+    model_facts = sizes.model_facts(recipe.model)
+    run_dir = _run_directory(options, recipe, ds_config)
+    _check_run(run_dir, recipe, ds_config, fresh=options.fresh)
+
+    from launcher import survey
+
+    facts = survey.stage_facts(recipe)
+    guess = planning.World(num_workers=options.workers or 2, device="cpu")
+    plan = planning.make_plan(recipe, ds_config, ds_name, model_facts, facts, guess)
+    stage = zero.zero_stage(ds_config)
+    if options.plan:
+        print("\n".join(report.plan_lines(plan, facts, stage, ds_name)))
+        return 0
+    finished = storage.read_json(run_dir / "summary.json")
+    if finished is not None and not options.fresh:
+        print(f"this run is finished already; --fresh trains anew\n{_end(finished, recipe, run_dir)}")
+        return 0
+
+    from launcher import driver
+
+    job = driver.Job(
+        recipe=recipe,
+        ds_config=ds_config,
+        ds_name=ds_name,
+        model_facts=model_facts,
+        run_dir=run_dir,
+        num_workers=options.workers,
+        address=options.address,
+    )
+    with driver.cluster(options.address, options.workers) as world:
+        prepared = driver.prepare_data(job, run_dir.parent / ".store")
+        plan = planning.make_plan(recipe, ds_config, ds_name, model_facts, prepared.facts, world)
+        view.say("\n".join(report.plan_lines(plan, prepared.facts, stage, ds_name)))
+        _open_run(run_dir, recipe, ds_config, fresh=options.fresh)
+        ended = driver.run(job, world, view, prepared)
+    view.say(_end(ended, recipe, run_dir))
+    return 0
+
+
+def _end(summary: dict[str, Any], recipe: Any, run_dir: Path) -> str:
+    from launcher import tasks
+    from launcher.report import summary as report
+
+    return "\n".join(report.end_lines(summary, tasks.create(recipe.stages[-1]).metric, str(run_dir)))
+
+
+def _run_directory(options: argparse.Namespace, recipe: Any, ds_config: dict[str, Any]) -> Path:
+    """The run's place: a pure function of the command, so that the same command finds it again."""
+    from launcher import recipe as recipes
+
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    # A submitted job runs in a copy of its working directory that is deleted afterwards.
+    fallback = Path.home() / "launcher-runs" if in_job else Path("runs")
+    root = options.run_root or os.environ.get("LAUNCHER_RUN_ROOT") or fallback
+    if "://" in str(root):
+        raise RecipeError(f"--run-root {root}: has to be a directory that all nodes see, not an address")
+    content = json.dumps([recipes.to_yaml(recipe), ds_config], sort_keys=True)
+    digest = hashlib.blake2b(content.encode(), digest_size=4).hexdigest()
+    name = options.name or f"{options.recipe.stem}-{options.ds.stem}-{digest}"
+    return Path(root).expanduser().absolute() / name
+
+
+def _check_run(run_dir: Path, recipe: Any, ds_config: dict[str, Any], *, fresh: bool) -> None:
+    """Refuse a name that another recipe has used."""
+    from launcher import recipe as recipes
+
+    if fresh or not (run_dir / "recipe.yaml").exists():
+        return
+    old = (run_dir / "recipe.yaml").read_text(encoding="utf-8").splitlines()
+    new = recipes.to_yaml(recipe).splitlines()
+    is_other_ds = storage.read_json(run_dir / "ds.json") != ds_config
+    if old != new or is_other_ds:
+        pairs = [f"{a.strip()} there, {b.strip()} here" for a, b in zip(old, new, strict=False) if a != b]
+        what = pairs[0] if pairs else "another ds config" if is_other_ds else "another recipe"
+        raise RunExists(
+            f"{run_dir}: this name is in use with another recipe ({what}): give another --name, or --fresh"
+            " to move the old run aside"
+        )
+
+
+def _open_run(run_dir: Path, recipe: Any, ds_config: dict[str, Any], *, fresh: bool) -> None:
+    """Make the run directory, moving an old one aside when asked to begin anew."""
+    from launcher import recipe as recipes
+
+    if fresh and run_dir.exists():
+        number = 1
+        while (aside := run_dir.with_name(f"{run_dir.name}.old-{number}")).exists():
+            number += 1
+        os.rename(run_dir, aside)
+        print(f"the old run is kept in {aside}")
+    storage.write_json(run_dir / "ds.json", ds_config)
+    storage.write_text(run_dir / "recipe.yaml", recipes.to_yaml(recipe))
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="launcher", description="Fine-tune a model on any Ray cluster with DeepSpeed ZeRO."
+    )
+    add = parser.add_argument
+    default_ds = ROOT.parent / "ds_configs" / "zero3.json"
+    add("recipe", nargs="?", type=Path, default=QUICKSTART, help="the recipe (YAML); default: the quickstart")
+    add("--ds", type=Path, default=default_ds, metavar="FILE", help="a DeepSpeed config (JSON)")
+    add("--set", action="append", default=[], metavar="a.b=c", help="override a key of the recipe; repeatable")
+    add("--workers", type=_positive, metavar="N", help="worker processes; default: all GPUs, or 2 CPUs")
+    add("--name", help="the run's name; default: made from recipe and ds config")
+    add("--run-root", metavar="DIR", help="where runs are kept; default: ./runs, in a job ~/launcher-runs")
+    add("--plan", action="store_true", help="print what would be done, and stop")
+    add("--fresh", action="store_true", help="begin anew; the old run directory is moved aside")
+    add("--address", help="the Ray cluster to join; default: RAY_ADDRESS, or one started for this run")
+    add("--show-recipe", action="store_true", help="print the resolved recipe, and stop")
+    add("--schema", action="store_true", help="print the recipe's JSON schema, and stop")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""One rank's life: the one place where data, tasks and training meet. Begins anew after every failure."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import torch.distributed as dist
+
+from launcher import recipe as recipes
+from launcher import storage, tasks
+from launcher.data import feed, store
+from launcher.errors import LauncherError
+from launcher.plan.plan import Plan, StagePlan, World, make_plan
+from launcher.recipe import Recipe
+from launcher.report.record import Event, Recorder
+
+DONE = "done.json"
+PROBE_SAMPLES = 4
+POST_EVERY_S = 0.1
+
+
+def train(job: dict[str, Any]) -> None:
+    """Run all stages that are not done yet; what Ray Train calls on every rank.
+
+    Args:
+        job: recipe (a tree), ds_config, ds_name, model_facts, prepared, run_dir, device, bulletin (an
+            actor's name): plain data, nothing computed from the number of workers.
+    """
+    rank = ray.train.get_context().get_world_rank()
+    _send_chatter_to(Path(job["run_dir"]) / "logs" / f"rank-{rank}.log")
+    try:
+        Rank(job, rank).run()
+    except LauncherError as error:
+        event = {"kind": "error", "type": type(error).__name__, "message": str(error)}
+        ray.get(ray.get_actor(job["bulletin"]).post.remote(event))
+        raise
+
+
+class Rank:
+    """What one rank holds between stages."""
+
+    def __init__(self, job: dict[str, Any], rank: int) -> None:
+        self.job, self.rank = job, rank
+        self.run_dir = Path(job["run_dir"])
+        self.recipe: Recipe = recipes.parse(job["recipe"])
+        self.prepared = job["prepared"]
+        world = World(num_workers=dist.get_world_size(), device=job["device"])
+        self.plan: Plan = make_plan(
+            self.recipe, job["ds_config"], job["ds_name"], job["model_facts"], self.prepared.facts, world
+        )
+        listener = _listener(job["bulletin"]) if rank == 0 else None
+        self.recorder = Recorder(self.run_dir / "metrics.jsonl" if rank == 0 else None, listener)
+        self.samples = None
+        if self.recipe.log_samples:
+            self.samples = Recorder(self.run_dir / "logs" / f"samples-rank-{rank}.jsonl")
+
+    def run(self) -> None:
+        """Do the stages in order."""
+        for stage in self.plan.stages:
+            if storage.read_json(self.stage_dir(stage) / DONE) is None:
+                StageRun(self, stage).run()
+                dist.barrier()
+
+    def stage_dir(self, stage: StagePlan) -> Path:
+        """Where a stage keeps its checkpoints and its export."""
+        return self.run_dir / "stages" / stage.name
+
+    def start_directory(self, stage: StagePlan) -> str:
+        """The model that a stage starts with."""
+        if stage.starts_from is None:
+            return str(self.prepared.model_directory)
+        return str(self.run_dir / "stages" / stage.starts_from / "export")
+
+
+class StageRun:
+    """One stage on one rank."""
+
+    def __init__(self, rank: Rank, plan: StagePlan) -> None:
+        from launcher.train import checkpoint, engine, model
+
+        self.rank, self.plan = rank, plan
+        self.asked = rank.recipe.stages[plan.index]
+        self.facts = rank.prepared.facts[plan.index]
+        self.directory = rank.stage_dir(plan)
+        self.device = ray.train.torch.get_device()
+        self.tokenizer = model.load_tokenizer(rank.recipe.model)
+        self.task = tasks.create(self.asked)
+        self.task.set_tokenizer(self.tokenizer, plan.max_length)
+        self.pad = model.pad_token_id(self.tokenizer)
+        options = self.task.model_options(self.facts.train.labels)
+        loaded = model.load(
+            rank.recipe.model,
+            rank.start_directory(plan),
+            self.task.auto_model,
+            options=options | {"pad_token_id": self.pad},
+            new_head=bool(options) and self.asked.head == "new",
+            dtype=rank.plan.dtype,
+            ds=plan.ds,
+            seed=self.asked.seed,
+        )
+        self.engine = engine.Engine(loaded, self.task, plan, seed=self.asked.seed, device=self.device)
+        self.checkpoints = checkpoint.Checkpoints(
+            self.directory / "checkpoints",
+            keep=rank.recipe.checkpoint.keep,
+            every_minutes=rank.plan.save_minutes,
+        )
+        self.last_metrics: dict[str, float] = {}
+        self.stepped_at_s = time.monotonic()
+
+    def run(self) -> None:
+        """Restore, train, export, give the memory back."""
+        from launcher.train import loop
+
+        start = self.checkpoints.restore(self.engine.engine, fingerprint=self.facts.train.fingerprint)
+        self.last_metrics = self._metrics_of_checkpoint() if start else {}
+        self.rank.recorder.write(
+            "stage_begin",
+            stage=self.plan.name,
+            start=start,
+            num_steps=self.plan.num_steps,
+            samples_per_step=self.plan.samples_per_step,
+        )
+        batches = feed.Feed(
+            store.open_split(Path(self.facts.train.store)),
+            fingerprint=self.facts.train.fingerprint,
+            seed=self.asked.seed,
+            num_positions=self.plan.num_positions,
+            samples_per_step=self.plan.samples_per_step,
+            accumulation=self.plan.accumulation,
+            num_workers=self.plan.num_workers,
+            rank=self.rank.rank,
+            pad_token_id=self.pad,
+        )
+        loop.run(
+            start=start,
+            schedule=self.plan.schedule,
+            batch_of=batches.step,
+            engine=self.engine,
+            clock_wants_save=self.checkpoints.clock_wants_save,
+            record=self.record,
+            evaluate=self.evaluate,
+            save=self.save,
+        )
+        self.finish()
+
+    def record(self, batch: feed.StepBatch, result: Any) -> None:
+        """Write the record of one step."""
+        now_s = time.monotonic()
+        self.rank.recorder.write(
+            "step",
+            stage=self.plan.name,
+            step=batch.step,
+            loss=result.loss,
+            gradient_norm=result.gradient_norm,
+            lr=result.learning_rate,
+            positions=[batch.positions.start, batch.positions.stop],
+            samples=batch.num_samples,
+            tokens=batch.num_tokens,
+            targets=batch.num_targets,
+            step_s=round(now_s - self.stepped_at_s, 4),
+        )
+        self.stepped_at_s = now_s
+        if self.rank.samples is not None:
+            ids = [int(i) for micro_batch in batch.micro_batches for i in micro_batch.samples]
+            self.rank.samples.write("samples", stage=self.plan.name, step=batch.step, ids=ids)
+
+    def evaluate(self, step: int) -> None:
+        """Evaluate on the whole eval split, if there is one."""
+        if self.facts.eval is None:
+            return
+        self.last_metrics = self.engine.evaluate(self._eval_batches())
+        self.rank.recorder.write("eval", stage=self.plan.name, step=step, metrics=self.last_metrics)
+        self.stepped_at_s = time.monotonic()
+
+    def save(self, step: int) -> None:
+        """Save what continues the run after `step`."""
+        state = {
+            "position": self.plan.positions(step).stop,
+            "fingerprint": self.facts.train.fingerprint,
+            "metrics": self.last_metrics,
+        }
+        self.checkpoints.save(self.engine.engine, step, state)
+        self.rank.recorder.write("checkpoint", stage=self.plan.name, step=step)
+        self.stepped_at_s = time.monotonic()
+
+    def finish(self) -> None:
+        """Export the stage's model with a probe to verify it by, then mark the stage as done."""
+        from launcher.train import export
+        from launcher.train.model import DTYPES
+
+        if not self.plan.is_baseline:
+            probe = self._probe_batch()
+            logits = self.engine.logits(probe)
+            target = self.directory / "export"
+            export.write(self.engine.module, self.tokenizer, target, DTYPES[self.rank.plan.dtype])
+            if self.rank.rank == 0:
+                export.write_probe(self.directory / export.PROBE, probe.features, logits)
+            self.rank.recorder.write("export", stage=self.plan.name, path=str(target))
+        if self.rank.rank == 0:
+            steps = self.plan.num_steps
+            storage.write_json(self.directory / DONE, {"metrics": self.last_metrics, "steps": steps})
+        self.engine.close()
+
+    def _eval_batches(self) -> Any:
+        assert self.facts.eval is not None
+        return feed.eval_batches(
+            store.open_split(Path(self.facts.eval.store)),
+            micro_batch=self.plan.micro_batch,
+            num_workers=self.plan.num_workers,
+            rank=self.rank.rank,
+            pad_token_id=self.pad,
+        )
+
+    def _probe_batch(self) -> feed.MicroBatch:
+        """The first few samples, the same on every rank."""
+        split = store.open_split(Path((self.facts.eval or self.facts.train).store))
+        samples = np.arange(min(PROBE_SAMPLES, split.num_samples))
+        return feed.collate(split, samples, chunk=0, pad_token_id=self.pad)
+
+    def _metrics_of_checkpoint(self) -> dict[str, float]:
+        found = self.checkpoints.latest()
+        return dict(found.state.get("metrics", {})) if found else {}
+
+
+def _send_chatter_to(path: Path) -> None:
+    """Keep what libraries print, also from C++, in the run directory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    logging.basicConfig(stream=os.fdopen(os.dup(log), "a", buffering=1), level=logging.INFO, force=True)
+
+
+def _listener(bulletin: str) -> Callable[[Event], None]:
+    """Post events to the driver without waiting; of steps only what a person can follow."""
+    actor = ray.get_actor(bulletin)
+    posted_at_s = [0.0]
+
+    def listen(event: Event) -> None:
+        now_s = time.monotonic()
+        if event["kind"] == "step" and now_s - posted_at_s[0] < POST_EVERY_S and event["step"] % 10:
+            return
+        posted_at_s[0] = now_s
+        actor.post.remote(event)
+
+    return listen
