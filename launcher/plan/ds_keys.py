@@ -346,12 +346,28 @@ SCHEDULERS: Mapping[str, Keys] = {
 """By type, the parameters that its constructor takes (`last_batch_iteration` is the engine's own)."""
 
 DEEPSPEED_OPTIMIZERS = frozenset(
-    "adagrad adam adamw lamb muadam muadamw musgd lion muon".split()
+    {"adagrad", "adam", "adamw", "lamb", "lion", "muadam", "muadamw", "muon", "musgd"}
 )
 """Known in any case; every other name is taken from torch.optim as it is written."""
 
 TORCH_OPTIMIZERS = frozenset(
-    "ASGD Adadelta Adafactor Adagrad Adam AdamW Adamax LBFGS Muon NAdam RAdam RMSprop Rprop SGD SparseAdam".split()
+    {
+        "ASGD",
+        "Adadelta",
+        "Adafactor",
+        "Adagrad",
+        "Adam",
+        "AdamW",
+        "Adamax",
+        "LBFGS",
+        "Muon",
+        "NAdam",
+        "RAdam",
+        "RMSprop",
+        "Rprop",
+        "SGD",
+        "SparseAdam",
+    }
 )
 
 OPTIMIZER_PARAMS: Keys = {"lr": "number", "betas": "list", "eps": "number", "weight_decay": "number"}
@@ -418,3 +434,17 @@ OWN_AUTO = (
     "zero_optimization.zenflow.update_interval",
 )
 """Where "auto" is a value of DeepSpeed's own, and stays."""
+
+_DATA_PARALLEL = "the launcher gives every worker samples of its own (data parallelism with ZeRO)"
+ONLY: Mapping[str, tuple[tuple[str | int | bool, ...], str]] = {
+    "gradient_allreduce_op": (
+        ("mean",),
+        "the loss is normalised over the global batch, and counts on the mean over workers",
+    ),
+    "managed_gradient_accumulation": ((True,), "every micro-batch would become an optimizer step"),
+    "zero_optimization.legacy_stage1": ((False,), "DeepSpeed removed the old ZeRO 1"),
+    "tensor_parallel.autotp_size": ((0, 1), _DATA_PARALLEL),
+    "sequence_parallel_size": ((1,), _DATA_PARALLEL),
+    "hybrid_engine.enabled": ((False,), "it is for generation inside RLHF"),
+}
+"""Keys that DeepSpeed reads, of which only some values can run here, and why."""

@@ -1,0 +1,47 @@
+# make quickstart   everything from nothing: environment, then the default run
+# make test         the same environment, then the tests
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.made
+TORCH := $(shell grep -E '^torch==' constraints.txt)
+PYTEST_ARGS ?=
+
+.PHONY: quickstart test lint types env clean
+
+quickstart: env
+	$(BIN)/python launcher/run.py --ds ds_configs/zero3.json
+
+test: env
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: env
+	$(BIN)/mypy
+
+env: $(STAMP)
+
+# torch comes first and alone: with its version exact, pip takes the build that suits the machine.
+# DeepSpeed compiles its CPU communication op on first use; done here, no run waits for it.
+$(STAMP): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt $(TORCH)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@echo "compiling DeepSpeed's CPU communication op (once, about a minute)"
+	@PATH="$(abspath $(BIN)):$$PATH" DS_ACCELERATOR=cpu $(BIN)/python -c \
+		'from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as B; B().load(verbose=False)' \
+		> $(VENV)/compile.log 2>&1 \
+		|| { tail -n 3 $(VENV)/compile.log; \
+		     echo "It could not be compiled (is g++ installed? all of it: $(VENV)/compile.log)." \
+		          "Training on CPUs tries again on first use; GPUs do not need it."; }
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find launcher tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Ready recipes, and the small data of the quickstart."""

@@ -1,0 +1,180 @@
+"""Text classification: a text, or a pair of texts, gets one of a fixed set of labels."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from launcher.errors import DataError
+from launcher.recipe import Stage
+from launcher.tasks import base
+
+if TYPE_CHECKING:
+    from launcher.data.source import Rows
+
+SHOWN_LABELS = 10
+
+
+class TextClassification:
+    """Columns `text`, optionally `text_pair`, and `label`."""
+
+    auto_model = "AutoModelForSequenceClassification"
+    metric = "accuracy"
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.label_column = stage.data.columns.get("label", "label")
+        self.tokenizer: Any = None
+        self.max_length = 0
+
+    def columns(self, present: Sequence[str]) -> list[str]:
+        """See `Task.columns`."""
+        base.check_mapping(self.stage, ("text", "text_pair", "label"))
+        pair = base.optional_column(self.stage, "text_pair", present)
+        text = base.column(self.stage, "text", present)
+        return [text, *([pair] if pair else []), base.column(self.stage, "label", present)]
+
+    def labels(self, rows: "Iterable[Rows]") -> tuple[str, ...]:
+        """Return the labels given by the recipe, or the sorted labels of the train split."""
+        if self.stage.data.labels is not None:
+            return tuple(self.stage.data.labels)
+        found: set[str | int] = set()
+        for piece in rows:
+            found.update(self._values(piece))
+        if len(found) < 2:
+            raise DataError(
+                f"stages.{self.stage.name}.data.train: {len(found)} distinct label(s)"
+                f' in column "{self.label_column}" of the train split: classification needs at least two'
+            )
+        if all(isinstance(value, int) for value in found):
+            return tuple(str(value) for value in sorted(found))
+        return tuple(sorted({str(value) for value in found}))
+
+    def set_tokenizer(self, tokenizer: Any, max_length: int) -> None:
+        """See `Task.set_tokenizer`."""
+        self.tokenizer, self.max_length = tokenizer, max_length
+
+    def features(self, rows: "Rows", labels: tuple[str, ...]) -> tuple[dict[str, Any], int]:
+        """Tokenise in one batch call; no row is ever skipped. See `Task.features`."""
+        present = list(rows.columns)
+        pair = base.optional_column(self.stage, "text_pair", present)
+        texts = base.texts(rows, base.column(self.stage, "text", present))
+        ids = self._label_ids(rows, labels)
+        if not texts:
+            return {"input_ids": [], "labels": [], "num_targets": []}, 0
+        encoded = self.tokenizer(
+            texts,
+            base.texts(rows, pair) if pair else None,
+            truncation=True,
+            max_length=self.max_length,
+            padding=False,
+            return_attention_mask=False,
+        )
+        # A fast tokenizer remembers the last truncation, and would take it into the export.
+        self.tokenizer.backend_tokenizer.no_truncation()
+        features = {"input_ids": encoded["input_ids"], "labels": ids, "num_targets": [1] * len(ids)}
+        if "token_type_ids" in encoded:
+            features["token_type_ids"] = encoded["token_type_ids"]
+        return features, 0
+
+    def model_options(self, labels: tuple[str, ...]) -> dict[str, Any]:
+        """See `Task.model_options`."""
+        return {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {word: i for i, word in enumerate(labels)},
+        }
+
+    def loss(self, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Sum the cross entropy.
+
+        Args:
+            logits: (batch, labels), any float.
+            batch: `labels` int64 (batch,), -100 ignored.
+        """
+        return F.cross_entropy(
+            logits.float(), batch["labels"], reduction="sum", ignore_index=base.IGNORED
+        )
+
+    def measure(self, logits: Tensor, batch: dict[str, Tensor], loss: Tensor) -> Tensor:
+        """Return float64 (labels² + 2,): the confusion matrix [true, predicted], row by row; the
+        loss sum; the number of labels."""
+        num_labels = logits.shape[-1]
+        known = batch["labels"] != base.IGNORED
+        cells = batch["labels"][known] * num_labels + logits[known].argmax(-1)
+        confusion = torch.bincount(cells, minlength=num_labels**2).double()
+        return torch.cat([confusion, torch.stack([loss.detach().double(), known.sum().double()])])
+
+    def metrics(self, sums: Tensor) -> dict[str, float]:
+        """Return accuracy, macro_f1 (over the labels that occur or were predicted) and loss."""
+        count = float(sums[-1])
+        if count == 0:
+            return dict.fromkeys(("accuracy", "macro_f1", "loss"), math.nan)
+        num_labels = math.isqrt(len(sums) - 2)
+        confusion = sums[:-2].reshape(num_labels, num_labels)
+        hits, seen = confusion.diagonal(), confusion.sum(0) + confusion.sum(1)
+        f1 = 2 * hits[seen > 0] / seen[seen > 0]
+        return {
+            "accuracy": float(hits.sum()) / count,
+            "macro_f1": float(f1.mean()),
+            "loss": float(sums[-2]) / count,
+        }
+
+    @torch.no_grad()
+    def predict(self, model: Any, tokenizer: Any, lines: list[str]) -> list[str]:
+        """Return each line's label word; where `text_pair` is mapped, a tab parts the two texts."""
+        firsts, seconds = lines, None
+        if "text_pair" in self.stage.data.columns:
+            parts = [line.partition("\t") for line in lines]
+            firsts, seconds = [part[0] for part in parts], [part[2] for part in parts]
+        longest = base.longest_input(self.stage, tokenizer, model)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(base.padding_id(tokenizer))
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = tokenizer.pad_token_id
+        encoded = tokenizer(
+            firsts,
+            seconds,
+            truncation=True,
+            max_length=longest,
+            padding=True,
+            padding_side="right",
+            return_tensors="pt",
+        )
+        best = model(**encoded.to(model.device)).logits.argmax(-1).tolist()
+        return [model.config.id2label[i] for i in best]
+
+    def _values(self, rows: "Rows") -> list[str | int]:
+        values = rows.columns[base.column(self.stage, "label", list(rows.columns))]
+        for i, value in enumerate(values):
+            if not isinstance(value, str | int):
+                found = "empty (null)" if value is None else f"a {type(value).__name__}"
+                raise DataError(
+                    f'{rows.where(i)}: column "{self.label_column}" is {found}:'
+                    " a label is a word or an integer"
+                )
+        return values
+
+    def _label_ids(self, rows: "Rows", labels: tuple[str, ...]) -> list[int]:
+        known: dict[Any, int] = {word: i for i, word in enumerate(labels)}
+        given = self.stage.data.labels is not None
+        ids: list[int] = []
+        for i, value in enumerate(self._values(rows)):
+            # A number is an index only into names that the recipe gives; else it is its own name.
+            if given and not isinstance(value, str):
+                found = int(value) if 0 <= value < len(labels) else None
+            else:
+                found = known.get(str(value))
+            if found is None:
+                raise DataError(self._unknown_label(rows.where(i), value, labels))
+            ids.append(found)
+        return ids
+
+    def _unknown_label(self, where: str, value: object, labels: tuple[str, ...]) -> str:
+        shown = ", ".join(labels[:SHOWN_LABELS]) + (", ..." if len(labels) > SHOWN_LABELS else "")
+        if self.stage.data.labels is not None:
+            return f'{where}: label "{value}" is not among the recipe\'s data.labels ({shown})'
+        return f'{where}: label "{value}" does not occur in the train split (its labels: {shown})'

@@ -1,0 +1,183 @@
+"""What text-classification learns from: checked with a tiny word tokenizer and a tiny Bert."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+from launcher import predict, recipe, tasks
+from launcher.errors import DataError
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "a", "very"]
+
+
+@dataclass
+class Rows:
+    columns: dict[str, list[Any]]
+
+    def where(self, i: int) -> str:
+        return f"a.jsonl, row {i + 1}"
+
+
+ROWS = Rows(
+    {"text": ["a good film", "bad", "a very very bad film"], "label": ["pos", "neg", "neg"]}
+)
+
+
+@pytest.fixture
+def tokenizer():
+    raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    raw.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+def make(tokenizer=None, max_length=16, **data):
+    stage = recipe.Stage(name="s", task="text-classification", data={"train": "x", **data})
+    task = tasks.create(stage)
+    task.set_tokenizer(tokenizer, max_length)
+    return task
+
+
+def test_features(tokenizer):
+    task = make(tokenizer, max_length=5)
+    labels = task.labels([ROWS, ROWS])
+    assert labels == ("neg", "pos")
+    features, skipped = task.features(ROWS, labels)
+    assert features["input_ids"] == [[2, 7, 4, 6, 3], [2, 5, 3], [2, 7, 8, 8, 3]]
+    assert features["labels"] == [1, 0, 0] and features["num_targets"] == [1, 1, 1]
+    assert [set(t) for t in features["token_type_ids"]] == [{0}] * 3
+    assert skipped == 0
+    assert tokenizer.backend_tokenizer.truncation is None
+
+
+def test_pairs_and_mapping(tokenizer):
+    task = make(tokenizer, columns={"text": "s1", "text_pair": "s2"})
+    rows = Rows({"s1": ["good"], "s2": ["bad film"], "label": [1]})
+    assert task.columns(["s1", "s2", "label", "id"]) == ["s1", "s2", "label"]
+    features, _ = task.features(rows, ("0", "1"))
+    assert features["input_ids"] == [[2, 4, 3, 5, 6, 3]]
+    assert features["token_type_ids"] == [[0, 0, 0, 1, 1, 1]]
+
+
+def test_labels(tokenizer):
+    texts = {"text": ["a"] * 3}
+    assert make().labels([Rows({**texts, "label": [10, 9, 2]})]) == ("2", "9", "10")
+    named = make(tokenizer, labels=["neg", "pos"])
+    assert named.labels([]) == ("neg", "pos")
+    features, _ = named.features(Rows({**texts, "label": [1, 0, 1]}), ("neg", "pos"))
+    assert features["labels"] == [1, 0, 1]
+    assert make().model_options(("n", "p")) == {
+        "num_labels": 2,
+        "id2label": {0: "n", 1: "p"},
+        "label2id": {"n": 0, "p": 1},
+    }
+    with pytest.raises(DataError, match="1 distinct label"):
+        make().labels([Rows({**texts, "label": ["x"] * 3})])
+
+
+@pytest.mark.parametrize(
+    ("data", "columns", "said"),
+    [
+        ({}, {"text": ["a", None], "label": ["n", "n"]}, 'row 2: column "text" is empty'),
+        ({}, {"text": ["a"], "label": [None]}, 'row 1: column "label" is empty'),
+        ({}, {"text": ["a"], "label": ["z"]}, 'row 1: label "z" does not occur in the train split'),
+        ({"labels": ["n", "p"]}, {"text": ["a"], "label": [-1]}, 'label "-1" is not among'),
+        ({}, {"txt": ["a"], "label": ["n"]}, 'no column "text" (did you mean "txt"?)'),
+    ],
+)
+def test_unusable_rows(tokenizer, data, columns, said):
+    with pytest.raises(DataError) as caught:
+        make(tokenizer, **data).features(Rows(columns), ("n", "p"))
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_misspelt_mapping_is_refused():
+    with pytest.raises(DataError, match='no column "txt" .did you mean "text"'):
+        make(columns={"txt": "sentence"}).columns(["sentence", "label"])
+
+
+def bert():
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+        **make().model_options(("bad", "mixed", "good")),
+    )
+    return BertForSequenceClassification(config).eval()
+
+
+def test_loss_is_that_of_transformers():
+    batch = {"input_ids": torch.randint(4, 9, (6, 5)), "labels": torch.tensor([0, 1, 2, 2, 1, 0])}
+    reference = bert()(**batch)
+    torch.testing.assert_close(make().loss(reference.logits, batch), reference.loss * 6)
+
+
+def test_nothing_to_learn_is_exactly_zero():
+    logits = torch.randn(3, 4, dtype=torch.bfloat16, requires_grad=True)
+    batch = {"labels": torch.full((3,), -100)}
+    loss = make().loss(logits, batch)
+    loss.backward()
+    assert loss.dtype == torch.float32 and loss.item() == 0.0 and not logits.grad.any()
+    assert not make().measure(logits, batch, loss).any()
+
+
+def test_metrics_add_up():
+    task = make()
+    predicted = torch.tensor([0, 0, 1, 1, 1, 0])
+    true = torch.tensor([0, 1, 1, 1, 0, -100])
+    logits = torch.nn.functional.one_hot(predicted, 3).float()
+
+    def sums(part):
+        batch = {"labels": true[part]}
+        return task.measure(logits[part], batch, task.loss(logits[part], batch))
+
+    whole = sums(slice(None))
+    torch.testing.assert_close(sums(slice(0, 2)) + sums(slice(2, 6)), whole, rtol=1e-6, atol=1e-6)
+    metrics = task.metrics(whole)
+    assert metrics["accuracy"] == pytest.approx(3 / 5)
+    # Class 0: 1 hit of 2 predicted and 2 true; class 1: 2 hits of 3 and 3; class 2 never occurs.
+    assert metrics["macro_f1"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+
+
+def test_predict_command(tokenizer, tmp_path, capsys):
+    described = recipe.parse(
+        {
+            "model": {"path": "m"},
+            "stages": [{"name": "s", "task": "text-classification", "data": {"train": "x"}}],
+        }
+    )
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml(described))
+    lines = ["good film", "a very bad film", ""] * 15
+    (tmp_path / "lines").write_text("".join(f"{line}\n" for line in lines))
+    model = bert()
+    model.save_pretrained(tmp_path / "stages" / "s" / "export")
+    tokenizer.save_pretrained(tmp_path / "stages" / "s" / "export")
+    assert predict.main([str(tmp_path), "--input", str(tmp_path / "lines")]) == 0
+    answers = capsys.readouterr().out.splitlines()
+    with torch.no_grad():
+        best = [model(**tokenizer(x, return_tensors="pt")).logits.argmax(-1).item() for x in lines]
+    assert answers == [model.config.id2label[i] for i in best]
+    assert predict.main([str(tmp_path / "nowhere")]) == 2
+    assert predict.main([str(tmp_path), "--input", str(tmp_path / "nowhere")]) == 2
+
+
+def test_tasks_and_help_need_no_torch():
+    code = "import sys, launcher.predict, launcher.tasks; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

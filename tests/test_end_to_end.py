@@ -1,0 +1,201 @@
+"""The whole way on real components: real Ray clusters, real DeepSpeed, real signals."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+PYTHON = sys.executable
+LIMIT_S = 280
+
+
+def _environment(**extra: str) -> dict[str, str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k != "DS_ACCELERATOR"}
+    return clean | extra
+
+
+def _command(runs: Path, *arguments: str, ds: str = "zero3.json") -> list[str]:
+    run = [PYTHON, "launcher/run.py", "--ds", f"ds_configs/{ds}", "--run-root", str(runs)]
+    return [*run, *arguments]
+
+
+def _run(command: list[str], **extra: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=ROOT, env=_environment(**extra), capture_output=True, text=True, timeout=LIMIT_S
+    )
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """The README's first command; its output and its run directory."""
+    runs = tmp_path_factory.mktemp("quickstart")
+    result = _run(_command(runs, "--workers", "2"))
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    (run_dir,) = [path for path in runs.iterdir() if path.name.startswith("quickstart-")]
+    return result.stdout, run_dir
+
+
+def test_quickstart_gains_from_the_source_stage(quickstart: tuple[str, Path]) -> None:
+    output, run_dir = quickstart
+    stages = json.loads((run_dir / "summary.json").read_text())["stages"]
+    gained, alone = stages["target"]["metrics"]["accuracy"], stages["baseline"]["metrics"]["accuracy"]
+    assert gained > 0.9
+    assert gained > alone + 0.05
+    assert f"{gained:.4f}" in output
+    assert f"{alone:.4f}" in output
+    steps = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    losses = [event["loss"] for event in steps if event["kind"] == "step" and event["stage"] == "source"]
+    assert losses[-1] < losses[0] / 2
+
+
+def test_the_export_loads_and_predicts_as_evaluated(quickstart: tuple[str, Path], tmp_path: Path) -> None:
+    _, run_dir = quickstart
+    recipe = yaml.safe_load((run_dir / "recipe.yaml").read_text())
+    data = recipe["stages"][-1]["data"]
+    rows = [json.loads(line) for line in Path(data["eval"]).read_text().splitlines()]
+    text, label = data["columns"].get("text", "text"), data["columns"].get("label", "label")
+    lines = tmp_path / "lines.txt"
+    lines.write_text("".join(row[text] + "\n" for row in rows))
+    result = _run([PYTHON, "-m", "launcher.predict", str(run_dir), "--input", str(lines)])
+    assert result.returncode == 0, result.stderr
+    answers = [line.split("\t")[0].strip() for line in result.stdout.splitlines()]
+    right = sum(answer == row[label] for answer, row in zip(answers, rows, strict=True))
+    evaluated = json.loads((run_dir / "summary.json").read_text())["stages"]["target"]["metrics"]["accuracy"]
+    assert right / len(rows) == pytest.approx(evaluated, abs=1e-9)
+
+
+def test_a_finished_run_is_not_trained_again(quickstart: tuple[str, Path]) -> None:
+    output, run_dir = quickstart
+    before = (run_dir / "metrics.jsonl").read_bytes()
+    result = _run(_command(run_dir.parent, "--workers", "2"))
+    assert result.returncode == 0
+    assert "finished already" in result.stdout
+    assert (run_dir / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_killed_driver_loses_and_repeats_nothing(tmp_path: Path) -> None:
+    arguments = ["--workers", "2", "--set", "baseline=false", "--set", "log_samples=true"]
+    arguments += ["--set", "checkpoint.every_steps=10", "--set", "stages.source.epochs=1", "--name", "killed"]
+    command, run_dir = _command(tmp_path, *arguments), tmp_path / "killed"
+    log = open(tmp_path / "first.log", "w")
+    driver = subprocess.Popen(command, cwd=ROOT, env=_environment(), stdout=log, stderr=log)
+    checkpoint = run_dir / "stages" / "source" / "checkpoints"
+    deadline = time.monotonic() + 200
+    while not list(checkpoint.glob("*/commit.json")):
+        assert time.monotonic() < deadline and driver.poll() is None, (tmp_path / "first.log").read_text()
+        time.sleep(0.1)
+    time.sleep(0.5)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    time.sleep(5)
+    first = _samples(run_dir)
+    result = _run(command)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    start = int(re.search(r"stage source: .* continuing after step (\d+)", result.stdout).group(1))
+    assert start >= 10
+    both = _samples(run_dir)
+    num_samples = json.loads(_event(run_dir, "stage_begin"))["num_steps"]
+    trained = Counter()
+    for step in range(1, num_samples + 1):
+        ids = both[step]
+        if step in first and step > start:
+            # Steps after the checkpoint were trained by both drivers, on the same samples.
+            assert Counter(ids) == Counter({i: 2 for i in first[step]})
+            ids = first[step]
+        trained.update(ids)
+    assert set(trained.values()) == {1}
+    assert len(trained) == max(trained) + 1
+
+
+def _samples(run_dir: Path) -> dict[int, list[int]]:
+    steps: dict[int, list[int]] = {}
+    for path in (run_dir / "logs").glob("samples-rank-*.jsonl"):
+        for line in path.read_text().splitlines():
+            event = json.loads(line)
+            if event["stage"] == "source":
+                steps.setdefault(event["step"], []).extend(event["ids"])
+    return steps
+
+
+def _event(run_dir: Path, kind: str) -> str:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return next(line for line in lines if json.loads(line)["kind"] == kind)
+
+
+def _free_ports(number: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(number)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def ray_head(tmp_path_factory: pytest.TempPathFactory):
+    """A Ray cluster on ports of its own; yields the environment that submits to it."""
+    folder = Path("/tmp") / f"ray-test-{os.getpid()}"
+    gcs, dashboard = _free_ports(2)
+    environment = _environment(RAY_AUTH_MODE="disabled")
+    command = [str(Path(PYTHON).parent / "ray"), "start", "--head", "--block", f"--port={gcs}"]
+    command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--num-cpus=3"]
+    command += [f"--temp-dir={folder}", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
+    log = open(tmp_path_factory.mktemp("head") / "log", "w")
+    head = subprocess.Popen(
+        command, env=environment, stdout=log, stderr=log, cwd=folder.parent, start_new_session=True
+    )
+    address = f"http://127.0.0.1:{dashboard}"
+    environment["RAY_API_SERVER_ADDRESS"] = address
+    deadline = time.monotonic() + 90
+    while subprocess.run([command[0], "job", "list"], env=environment, capture_output=True).returncode:
+        assert time.monotonic() < deadline, Path(log.name).read_text()
+        time.sleep(1)
+    yield environment
+    head.send_signal(signal.SIGTERM)
+    try:
+        head.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        os.killpg(head.pid, signal.SIGKILL)
+
+
+def _submit(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    ray = str(Path(PYTHON).parent / "ray")
+    command = [ray, "job", "submit", "--working-dir", ".", "--", PYTHON, "launcher/run.py"]
+    return subprocess.run(
+        [*command, "--ds", "ds_configs/zero3.json", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
+
+
+def test_a_submitted_job_succeeds_and_streams(ray_head: dict[str, str], tmp_path: Path) -> None:
+    short = ["--set", "stages.source.steps=6", "--set", "stages.target.steps=4", "--set", "baseline=false"]
+    result = _submit(ray_head, "--run-root", str(tmp_path), "--name", "job", *short)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert "step 6/6" in result.stdout or "eval" in result.stdout
+    assert (tmp_path / "job" / "stages" / "target" / "export" / "config.json").exists()
+
+
+def test_a_submitted_job_that_fails_says_why_last(ray_head: dict[str, str], tmp_path: Path) -> None:
+    wrong = ["--set", "stages.source.data.train=/nowhere/x.parquet"]
+    result = _submit(ray_head, "--run-root", str(tmp_path), "--name", "bad", *wrong)
+    assert result.returncode != 0
+    said = [line for line in (result.stdout + result.stderr).splitlines() if "error:" in line]
+    assert said, result.stdout + result.stderr
+    assert "/nowhere/x.parquet: no such file" in said[0]
+    assert not (tmp_path / "bad").exists()
