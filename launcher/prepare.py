@@ -57,6 +57,7 @@ def _stage(
     limit = planning.max_length(stage, model_facts)
     train_files = source.list_files(stage.data.train)
     task = tasks.create(stage)
+    task.columns(source.column_names(train_files))  # settles what a row is, and so the template
     task.set_tokenizer(tokenizer, limit)
     key = _key(recipe, stage, tokenizer, limit)
     train = _split(task, train_files, folder / _digest(key, train_files), None)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from launcher import recipe as recipes
 from launcher import storage, tasks
-from launcher.data import feed, store
+from launcher.data import feed, source, store
 from launcher.errors import LauncherError
 from launcher.plan.plan import Plan, StagePlan, World, make_plan
 from launcher.recipe import Recipe
@@ -92,6 +92,7 @@ class StageRun:
         self.device = ray.train.torch.get_device()
         self.tokenizer = model.load_tokenizer(rank.recipe.model)
         self.task = tasks.create(self.asked)
+        self.task.columns(source.column_names(source.list_files(self.asked.data.train)))
         self.task.set_tokenizer(self.tokenizer, plan.max_length)
         self.pad = model.pad_token_id(self.tokenizer)
         options = self.task.model_options(self.facts.train.labels)

@@ -43,8 +43,9 @@ class Task(Protocol):
         """Turn rows into samples.
 
         Returns:
-            The features and the number of rows skipped. Features are lists with one item a sample: `input_ids` (int lists), `labels` (ints, or int lists as long as the ids),
-            `num_targets` (ints: labels that bear loss), and `token_type_ids` (int lists) if the
+            The features and the number of rows skipped. Features are lists with one item a sample:
+            `input_ids` (int lists), `labels` (ints, or int lists as long as the ids), `num_targets`
+            (ints: labels that bear loss), and `token_type_ids` (int lists) if the
             tokenizer gives them and the model needs them.
         """
         ...

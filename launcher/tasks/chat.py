@@ -106,8 +106,8 @@ def assistant_spans(render: Render, messages: list[Message], where: str = "messa
         if not (until.startswith(before) and whole.startswith(until)):
             raise DataError(
                 f"{where}: the chat template renders message {i + 1} otherwise at the end than amid"
-                " the conversation, so the assistant's part cannot be told; set loss_on: all, or give"
-                " another chat_template"
+                " the conversation, so the assistant's part cannot be told; set loss_on: all, or"
+                " give another chat_template"
             )
         start, end = len(before), len(until)
         turn, content = until[start:].rstrip(), message["content"].rstrip()

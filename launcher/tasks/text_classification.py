@@ -46,8 +46,8 @@ class TextClassification:
             found.update(self._values(piece))
         if len(found) < 2:
             raise DataError(
-                f"stages.{self.stage.name}.data.train: {len(found)} distinct label(s)"
-                f' in column "{self.label_column}" of the train split: classification needs at least two'
+                f"stages.{self.stage.name}.data.train: {len(found)} label(s) in column"
+                f' "{self.label_column}" of the train split: classification needs at least two'
             )
         if all(isinstance(value, int) for value in found):
             return tuple(str(value) for value in sorted(found))

@@ -84,7 +84,7 @@ def test_labels(tokenizer):
         "id2label": {0: "n", 1: "p"},
         "label2id": {"n": 0, "p": 1},
     }
-    with pytest.raises(DataError, match="1 distinct label"):
+    with pytest.raises(DataError, match="1 label.s."):
         make().labels([Rows({**texts, "label": ["x"] * 3})])
 
 

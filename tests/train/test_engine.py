@@ -92,6 +92,7 @@ def _train_rank(rank: int, num_workers: int, port: int, setup: dict, cases: list
         plan = _plan(recipe, prepared, ds, num_workers)
         tokenizer = model.load_tokenizer(recipe.model)
         task = tasks.create(recipe.stages[0])
+        task.columns(["messages"])
         task.set_tokenizer(tokenizer, plan.max_length)
         loaded = model.load(
             recipe.model,

@@ -4,14 +4,15 @@ All of it is made up from the lists in `words`, from a fixed seed: many film rev
 stage, a few reviews of kitchen appliances for the target stage, and the tokenizer and the config of a
 BERT small enough for two cores.
 
-A review's label is what it says of the thing as a whole: in "the lid is awful, but the kettle won me
-over" that is the second half, and "anything but awful" is praise.
+A review's label is what it says of the thing as a whole: in "the handle is awful, but the kettle
+won me over" that is the second half, and "anything but awful" is praise.
 
 Both domains share the words of praise and blame, but the target's train split shows only a part of
 them, while its eval split takes them all. The rest can be learned from the source stage only.
 """
 
 import json
+import string
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -19,8 +20,15 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from tokenizers.decoders import WordPiece as WordPieceDecoder
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from launcher.recipes.quickstart import words
 from launcher.recipes.quickstart.words import Domain, Lexicon
@@ -31,6 +39,7 @@ TARGET_TRAIN_WORDS = 0.25
 CONTRASTS = 0.2
 NEGATIONS = 0.1
 POSITIONS = 128
+VOCABULARY = 2000
 
 AGREEMENTS = [
     "{whole}.",
@@ -67,7 +76,7 @@ class Row(NamedTuple):
 
 
 class Writer:
-    """Writes the clauses of one review: one thing, one tense, no part named twice."""
+    """Writes the clauses of one review: one thing, one tense, no part and no judgement twice."""
 
     def __init__(self, rng: Random, domain: Domain, sides: tuple[Lexicon, Lexicon]) -> None:
         self._rng = rng
@@ -75,6 +84,7 @@ class Writer:
         self._item = rng.choice(domain.items)
         self._be = rng.choice(["is", "was"])
         self._parts = rng.sample(domain.parts, len(domain.parts))
+        self._used: set[str] = set()
 
     def part(self, positive: bool) -> str:
         """Say something about a part."""
@@ -88,22 +98,28 @@ class Writer:
         item = f"{self._rng.choice(['the', 'this'])} {self._item}"
         kind = self._rng.random()
         if kind < 0.35:
-            return f"{item} {self._rng.choice(self._sides[positive].phrases)}"
+            return f"{item} {self._pick(self._sides[positive].phrases)}"
         if kind < 0.5:
             return self._feeling(item, positive)
         if kind < 0.7:
-            adjective = self._rng.choice(self._sides[positive].adjectives)
+            adjective = self._pick(self._sides[positive].adjectives)
             return f"it {self._be} {_with_article(adjective)} {self._item}"
         return f"{item} {self._be} {self._adjective(positive)}"
 
     def _feeling(self, thing: str, positive: bool) -> str:
-        return f"I {self._rng.choice(self._sides[positive].feelings)} {thing}"
+        return f"I {self._pick(self._sides[positive].feelings)} {thing}"
 
     def _adjective(self, positive: bool) -> str:
         if self._rng.random() < NEGATIONS:
-            adjective = self._rng.choice(self._sides[not positive].adjectives)
+            adjective = self._pick(self._sides[not positive].adjectives)
             return self._rng.choice(NEGATION_FORMS).format(adjective)
-        return self._rng.choice(DEGREES) + self._rng.choice(self._sides[positive].adjectives)
+        return self._rng.choice(DEGREES) + self._pick(self._sides[positive].adjectives)
+
+    def _pick(self, choices: list[str]) -> str:
+        unused = [choice for choice in choices if choice not in self._used]
+        choice = self._rng.choice(unused or choices)
+        self._used.add(choice)
+        return choice
 
 
 def main() -> None:
@@ -113,15 +129,14 @@ def main() -> None:
     few_words = _some_words(Random(f"{SEED} words"), TARGET_TRAIN_WORDS)
     source = _reviews(Random(f"{SEED} source"), words.FILMS, all_words)
     source_train, source_eval = _take(source, SOURCE_TRAIN), _take(source, EVAL)
-    target_train = _take(
-        _reviews(Random(f"{SEED} target train"), words.APPLIANCES, few_words), TARGET_TRAIN
-    )
-    target_eval = _take(_reviews(Random(f"{SEED} target eval"), words.APPLIANCES, all_words), EVAL)
+    few = _reviews(Random(f"{SEED} target train"), words.APPLIANCES, few_words)
+    target = _reviews(Random(f"{SEED} target eval"), words.APPLIANCES, all_words)
+    target_train, target_eval = _take(few, TARGET_TRAIN), _take(target, EVAL)
     _write_parquet(folder / "source.train.parquet", source_train)
     _write_parquet(folder / "source.eval.parquet", source_eval)
     _write_jsonl(folder / "target.train.jsonl", target_train)
     _write_jsonl(folder / "target.eval.jsonl", target_eval)
-    _write_model(folder / "model", [row.text for row in source_train + target_train + target_eval])
+    _write_model(folder / "model", [row.text for row in source_train + target_train])
 
 
 def _some_words(rng: Random, share: float) -> tuple[Lexicon, Lexicon]:
@@ -190,7 +205,8 @@ def _write_parquet(path: Path, rows: list[Row]) -> None:
 
 def _write_jsonl(path: Path, rows: list[Row]) -> None:
     lines = (
-        {"review": row.text, "verdict": "recommended" if row.positive else "returned"} for row in rows
+        {"review": row.text, "verdict": "recommended" if row.positive else "returned"}
+        for row in rows
     )
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
@@ -211,20 +227,37 @@ def _write_model(folder: Path, texts: list[str]) -> None:
 
 
 def _tokenizer(texts: list[str]) -> Tokenizer:
-    """Train a WordPiece tokenizer that does what BERT's uncased one does."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token=SPECIAL_TOKENS["unk_token"]))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = WordPieceDecoder()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=2000, special_tokens=list(SPECIAL_TOKENS.values()), show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    """Make a WordPiece tokenizer that does what BERT's uncased one does."""
+    vocabulary = {token: id_ for id_, token in enumerate(_vocabulary(texts))}
+    tokenizer = _untrained(models.WordPiece(vocabulary, unk_token=SPECIAL_TOKENS["unk_token"]))
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS.values()))
+    tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS]:0 $A:0 [SEP]:0",
         pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+        special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
     )
+    return tokenizer
+
+
+def _vocabulary(texts: list[str]) -> list[str]:
+    """List the tokens in the order of their ids.
+
+    The trainer finds the same tokens every time, but numbers them differently: hence the sorting. It
+    leaves out characters that the texts lack: hence the alphabet.
+    """
+    tokenizer = _untrained(models.WordPiece(unk_token=SPECIAL_TOKENS["unk_token"]))
+    trainer = trainers.WordPieceTrainer(vocab_size=VOCABULARY, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    alphabet = string.ascii_lowercase + string.digits
+    pieces = {*alphabet, *(f"##{c}" for c in alphabet), *string.punctuation}
+    return [*SPECIAL_TOKENS.values(), *sorted(pieces | tokenizer.get_vocab().keys())]
+
+
+def _untrained(model: models.WordPiece) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return tokenizer
 
 

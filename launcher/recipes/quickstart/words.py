@@ -7,7 +7,7 @@ class Lexicon(NamedTuple):
     """Words of one sentiment, by the place that they take in a sentence."""
 
     adjectives: list[str]
-    """Of the thing itself or of a part: "the lid is ..."."""
+    """Of the thing itself or of a part: "the handle is ..."."""
     phrases: list[str]
     """Of the thing itself: "the kettle ..."."""
     feelings: list[str]
@@ -22,7 +22,7 @@ class Domain(NamedTuple):
     parts: list[str]
     """The parts and aspects that every thing has."""
     remarks: list[str]
-    """Sentences that say nothing for or against the thing; `{}` takes a word of the lists below."""
+    """Sentences that say nothing for or against the thing; `{day}` and its like take a word of the lists below."""
 
 
 def _lines(text: str) -> list[str]:
@@ -30,11 +30,48 @@ def _lines(text: str) -> list[str]:
 
 
 POSITIVE = Lexicon(
-    adjectives="""good great excellent wonderful superb fantastic brilliant lovely delightful outstanding
-        impressive terrific marvellous splendid remarkable charming flawless perfect pleasing clever
-        first-rate beautiful exceptional magnificent fabulous elegant satisfying admirable stunning
-        enjoyable amazing awesome sublime refreshing polished faultless gorgeous inspired dazzling
-        glorious""".split(),
+    adjectives=[
+        "good",
+        "great",
+        "excellent",
+        "wonderful",
+        "superb",
+        "fantastic",
+        "brilliant",
+        "lovely",
+        "delightful",
+        "outstanding",
+        "impressive",
+        "terrific",
+        "marvellous",
+        "splendid",
+        "remarkable",
+        "charming",
+        "flawless",
+        "perfect",
+        "pleasing",
+        "clever",
+        "first-rate",
+        "beautiful",
+        "exceptional",
+        "magnificent",
+        "fabulous",
+        "elegant",
+        "satisfying",
+        "admirable",
+        "stunning",
+        "enjoyable",
+        "amazing",
+        "awesome",
+        "sublime",
+        "refreshing",
+        "polished",
+        "faultless",
+        "gorgeous",
+        "inspired",
+        "dazzling",
+        "glorious",
+    ],
     phrases=_lines("""
         won me over
         exceeded my expectations
@@ -49,14 +86,61 @@ POSITIVE = Lexicon(
         was a real treat
         put a smile on my face
     """),
-    feelings="loved adored liked enjoyed admired appreciated cherished treasured".split(),
+    feelings=_lines("""
+        loved
+        adored
+        liked
+        enjoyed
+        admired
+        appreciated
+        was happy with
+        was fond of
+    """),
 )
 
 NEGATIVE = Lexicon(
-    adjectives="""bad terrible awful poor dreadful horrible disappointing mediocre clumsy annoying dismal
-        lousy shoddy atrocious weak unbearable frustrating pathetic useless ugly irritating appalling
-        abysmal hopeless laughable flawed unpleasant tiresome ridiculous sloppy inferior second-rate
-        careless disastrous miserable wretched horrendous tedious awkward underwhelming""".split(),
+    adjectives=[
+        "bad",
+        "terrible",
+        "awful",
+        "poor",
+        "dreadful",
+        "horrible",
+        "disappointing",
+        "mediocre",
+        "clumsy",
+        "annoying",
+        "dismal",
+        "lousy",
+        "shoddy",
+        "atrocious",
+        "weak",
+        "unbearable",
+        "frustrating",
+        "pathetic",
+        "useless",
+        "ugly",
+        "irritating",
+        "appalling",
+        "abysmal",
+        "hopeless",
+        "laughable",
+        "flawed",
+        "unpleasant",
+        "tiresome",
+        "ridiculous",
+        "sloppy",
+        "inferior",
+        "second-rate",
+        "careless",
+        "disastrous",
+        "miserable",
+        "wretched",
+        "horrendous",
+        "tedious",
+        "awkward",
+        "underwhelming",
+    ],
     phrases=_lines("""
         let me down
         fell short of what I hoped for
@@ -71,11 +155,31 @@ NEGATIVE = Lexicon(
         was a real mess
         tested my patience
     """),
-    feelings="hated disliked loathed despised detested resented regretted cursed".split(),
+    feelings=_lines("""
+        hated
+        disliked
+        loathed
+        detested
+        could not stand
+        could have done without
+        was unhappy with
+        was fed up with
+    """),
 )
 
 FILMS = Domain(
-    items="film thriller comedy drama documentary sequel western musical mystery cartoon".split(),
+    items=[
+        "film",
+        "thriller",
+        "comedy",
+        "drama",
+        "romance",
+        "sequel",
+        "western",
+        "musical",
+        "mystery",
+        "adventure",
+    ],
     parts=_lines("""
         acting
         plot
@@ -122,11 +226,11 @@ APPLIANCES = Domain(
         mixer
         waffle iron
         juicer
-        kitchen scale
+        food processor
         slow cooker
     """),
     parts=_lines("""
-        lid
+        colour
         handle
         power cord
         display
@@ -138,9 +242,9 @@ APPLIANCES = Domain(
         design
         cleaning brush
         switch
-        measuring cup
+        recipe book
         finish
-        motor
+        build quality
         warranty service
     """),
     remarks=_lines("""
@@ -150,7 +254,7 @@ APPLIANCES = Domain(
         It stands on the counter next to the sink.
         {person} has the same model in red.
         It replaces one that we had for {number} years.
-        The box also holds a spare filter.
+        The box also holds a spare fuse.
         I bought it for our holiday flat.
         It weighs about {number} pounds.
         We are a household of {number}.
@@ -161,9 +265,9 @@ APPLIANCES = Domain(
     """),
 )
 
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-MONTHS = "January March April June August September October December".split()
-NUMBERS = "two three four five".split()
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+MONTHS = ["January", "March", "April", "June", "August", "September", "October", "December"]
+NUMBERS = ["two", "three", "four", "five"]
 PERSONS = _lines("""
     my brother
     my sister
