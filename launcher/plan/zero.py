@@ -310,7 +310,8 @@ def _contradictory_schedule(given: Given, asked: Asked, where: str, stage_name: 
 
 
 def _contradictory_dtype(given: Given, asked: Asked, where: str) -> None:
-    recipe = f"the recipe's model.dtype is {asked.dtype}"
+    verb = "is" if "dtype" in asked.written else "comes to"
+    recipe = f"the recipe's model.dtype {verb} {asked.dtype}"
     remedy = 'make them agree, or write "auto" in the ds config'
     if given.dtype is not None and given.dtype != "fp32" and given.dtype != asked.dtype:
         raise DsConfigError(f"{where}: {given.dtype}.enabled is true, but {recipe}: {remedy}")

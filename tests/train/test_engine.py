@@ -1,6 +1,7 @@
 """The engine against a plain loop: the same losses in every ZeRO stage, precision and number of workers."""
 
 import json
+import os
 import socket
 from pathlib import Path
 
@@ -83,6 +84,8 @@ def _train_rank(rank: int, num_workers: int, port: int, setup: dict, cases: list
     from launcher.train import engine, model
 
     torch.set_num_threads(1)
+    # DeepSpeed wants to find the local rank here, as Ray Train and torchrun put it.
+    os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(num_workers))
     address = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=num_workers)
     results = {}
