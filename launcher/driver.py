@@ -64,15 +64,30 @@ class Bulletin:
         return self.events[start:]
 
 
-class StopOnOurErrors(UserCallback):
-    """Do not retry what cannot go better: an error with a remedy for the user ends the run."""
+class StopWhatRepeats(UserCallback):
+    """Tell of failures, and do not retry what cannot go better.
+
+    An error with a remedy for the user ends the run at once; another exception of our own process ends
+    it when it comes twice in a row. Lost processes and nodes are retried as the recipe allows.
+    """
+
+    def __init__(self, bulletin: str) -> None:
+        self.bulletin, self.said = bulletin, ""
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Raise the first such error; Ray Train ends the run when a callback raises."""
-        for failure in worker_exceptions.values():
-            cause = getattr(failure, "cause", None) or failure.__cause__ or failure
+        """Raise to end the run: Ray Train does not retry when a callback raises."""
+        causes = [getattr(failure, "_base_exc", None) for failure in worker_exceptions.values()]
+        for cause in causes:
             if isinstance(cause, LauncherError):
                 raise cause
+        first = next(iter(worker_exceptions.values()))
+        reason = (str(first).strip().splitlines() or [type(first).__name__])[-1]
+        is_lost_process = None in causes
+        if not is_lost_process and reason == self.said:
+            raise first
+        self.said = "" if is_lost_process else reason
+        event = {"kind": "failure", "reason": reason[:200], "ranks": sorted(worker_exceptions)}
+        ray.get_actor(self.bulletin).post.remote(event)
 
 
 @contextmanager
@@ -211,7 +226,7 @@ def _trainer(job: Job, world: World, prepared: Prepared, bulletin: str) -> Any:
             failure_config=ray.train.FailureConfig(
                 max_failures=job.recipe.max_failures, controller_failure_limit=0
             ),
-            callbacks=[StopOnOurErrors()],
+            callbacks=[StopWhatRepeats(bulletin)],
             worker_runtime_env={"env_vars": environment},
         ),
     )

@@ -222,8 +222,8 @@ class StageRun:
     def _probe_batch(self) -> feed.MicroBatch:
         """The first few samples, the same on every rank."""
         split = store.open_split(Path((self.facts.eval or self.facts.train).store))
-        samples = np.arange(min(PROBE_SAMPLES, split.num_samples))
-        return feed.collate(split, samples, chunk=0, pad_token_id=self.pad)
+        samples = np.arange(min(PROBE_SAMPLES, split.num_samples), dtype=np.int64)
+        return feed.collate(split, samples, pad_token_id=self.pad)
 
     def _metrics_of_checkpoint(self) -> dict[str, float]:
         found = self.checkpoints.latest()

@@ -1,38 +1,40 @@
-"""One rank's batches. The state of a feed is one integer, the step; nothing is read to reach it."""
+"""The batches of one rank: what it trains on at each step, and its share of an evaluation.
 
-import math
+Nothing is remembered between steps: a step's number is the whole state, so resuming at a step, on any
+number of workers, means asking for that step.
+"""
+
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from launcher.data.order import Integers, samples_at
 from launcher.data.pack import deal
-from launcher.data.store import Split
+from launcher.data.store import Int32s, Split
 
-IGNORED = -100
+_IGNORED = -100
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """What a rank runs at a time.
+    """What the model sees at once.
 
     Attributes:
-        features: int64 arrays of shape (samples, longest), or (samples,) for scalar features.
-        chunk: the index among the chunks of the step, the same for any number of workers.
-        samples: int64 ids; empty for a padding micro-batch of weight zero.
+        features: int64. Sequences are padded, of shape (samples, longest): input_ids, attention_mask and
+            the task's own; what is one number for each sample is of shape (samples,).
+        chunk: index among the chunks of the step, the same for any number of workers.
+        samples: int64 of shape (samples,): their ids; empty for padding, which must weigh nothing.
     """
 
-    features: dict[str, npt.NDArray[np.int64]]
+    features: dict[str, Integers]
     chunk: int
     samples: Integers
 
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """One optimizer step: counts over the global batch, and this rank's micro-batches."""
+    """One optimizer step: the counts are of the global batch, the micro-batches are this rank's."""
 
     step: int
     positions: range
@@ -43,7 +45,7 @@ class StepBatch:
 
 
 class Feed:
-    """Gives the batches of any step."""
+    """The training batches of one rank."""
 
     def __init__(
         self,
@@ -58,73 +60,99 @@ class Feed:
         rank: int,
         pad_token_id: int,
     ) -> None:
-        self.split, self.fingerprint, self.seed = split, fingerprint, seed
-        self.num_positions, self.samples_per_step = num_positions, samples_per_step
-        self.num_chunks, self.num_workers, self.rank = accumulation * num_workers, num_workers, rank
-        self.pad_token_id = pad_token_id
+        self._split = split
+        self._fingerprint = fingerprint
+        self._seed = seed
+        self._num_positions = num_positions
+        self._samples_per_step = samples_per_step
+        self._num_chunks = accumulation * num_workers
+        self._num_workers = num_workers
+        self._rank = rank
+        self._pad_token_id = pad_token_id
 
     def step(self, step: int) -> StepBatch:
-        """Return this rank's part of step `step` (from 1)."""
-        start = (step - 1) * self.samples_per_step
-        positions = range(start, min(start + self.samples_per_step, self.num_positions))
+        """Return what this rank does at a step, counted from 1; always `accumulation` micro-batches."""
+        positions = self._positions(step)
         samples = samples_at(
             np.arange(positions.start, positions.stop, dtype=np.int64),
-            num_samples=self.split.num_samples,
-            fingerprint=self.fingerprint,
-            seed=self.seed,
+            num_samples=self._split.num_samples,
+            fingerprint=self._fingerprint,
+            seed=self._seed,
         )
-        lengths = self.split.lengths[samples]
-        chunks = deal(lengths, self.num_chunks)
-        mine = [
-            self._micro_batch(c, samples[chunk], samples[np.argmin(lengths)])
-            for c, chunk in enumerate(chunks)
-            if c % self.num_workers == self.rank
-        ]
-        targets = int(self.split.num_targets[samples].sum())
-        return StepBatch(step, positions, targets, int(lengths.sum()), len(samples), mine)
+        lengths = self._split.lengths[samples]
+        shortest = samples[np.argmin(lengths)]
+        chunks = deal(lengths, self._num_chunks)
+        return StepBatch(
+            step=step,
+            positions=positions,
+            num_targets=int(self._split.num_targets[samples].sum()),
+            num_tokens=int(lengths.sum()),
+            num_samples=len(samples),
+            micro_batches=[
+                _micro_batch(self._split, samples[chunks[chunk]], chunk, shortest, self._pad_token_id)
+                for chunk in range(self._rank, self._num_chunks, self._num_workers)
+            ],
+        )
 
-    def _micro_batch(self, chunk: int, samples: Integers, spare: int) -> MicroBatch:
-        if len(samples):
-            return collate(self.split, samples, chunk=chunk, pad_token_id=self.pad_token_id)
-        return _weightless(self.split, int(spare), chunk, self.pad_token_id)
+    def _positions(self, step: int) -> range:
+        first = (step - 1) * self._samples_per_step
+        if not 0 <= first < self._num_positions:
+            raise IndexError(f"step {step} is outside the {self._num_positions} positions of the run")
+        return range(first, min(first + self._samples_per_step, self._num_positions))
 
 
 def eval_batches(
     split: Split, *, micro_batch: int, num_workers: int, rank: int, pad_token_id: int
 ) -> Iterator[MicroBatch]:
-    """Yield this rank's batches of an evaluation.
+    """Yield this rank's share of a split: every sample exactly once over all ranks, longest first.
 
-    Over all ranks every sample comes exactly once; all ranks get the same number of batches, filled up
-    with batches of weight zero, so that collectives match.
+    Args:
+        split: what to evaluate on.
+        micro_batch: samples of a micro-batch, at most.
+        num_workers: ranks that share the split; all get the same number of micro-batches, so that none
+            waits in a collective for another. Padding ones, without samples, fill up.
+        rank: this one.
+        pad_token_id: fills input_ids.
     """
     longest_first = np.argsort(-split.lengths, kind="stable")
-    num_rounds = math.ceil(split.num_samples / (micro_batch * num_workers))
-    for number in range(num_rounds):
-        chunk = number * num_workers + rank
+    num_chunks = -(-split.num_samples // (micro_batch * num_workers)) * num_workers
+    for chunk in range(rank, num_chunks, num_workers):
         samples = longest_first[chunk * micro_batch : (chunk + 1) * micro_batch]
-        if len(samples):
-            yield collate(split, samples, chunk=chunk, pad_token_id=pad_token_id)
-        else:
-            yield _weightless(split, int(longest_first[-1]), chunk, pad_token_id)
+        yield _micro_batch(split, samples, chunk, longest_first[-1], pad_token_id)
 
 
-def collate(split: Split, samples: Integers, *, chunk: int, pad_token_id: int) -> MicroBatch:
-    """Pad samples to the longest of them; padding bears no attention and no loss."""
+def collate(split: Split, samples: Integers, *, pad_token_id: int) -> MicroBatch:
+    """Return samples as one micro-batch, outside any step."""
+    return MicroBatch(_padded(split, samples, pad_token_id), 0, samples)
+
+
+def _micro_batch(
+    split: Split, samples: Integers, chunk: int, stand_in: np.int64, pad_token_id: int
+) -> MicroBatch:
+    if len(samples):
+        return MicroBatch(_padded(split, samples, pad_token_id), chunk, samples)
+    # Ranks meet in collectives, so one without samples runs the cheapest one there is, without labels.
+    features = _padded(split, np.array([stand_in], dtype=np.int64), pad_token_id)
+    features["labels"] = np.full_like(features.get("labels", features["input_ids"]), _IGNORED)
+    return MicroBatch(features, chunk, samples)
+
+
+def _padded(split: Split, samples: Integers, pad_token_id: int) -> dict[str, Integers]:
     taken = split.take(samples)
-    lengths = split.lengths[samples]
-    inside = np.arange(int(lengths.max())) < lengths[:, None]
-    features: dict[str, Any] = {"attention_mask": inside.astype(np.int64)}
-    for name in split.ragged:
-        pad = {"input_ids": pad_token_id, "labels": IGNORED}.get(name, 0)
-        features[name] = np.full(inside.shape, pad, dtype=np.int64)
-        features[name][inside] = np.concatenate(taken[name])
-    for name in split.scalars:
-        if name != "num_targets":
-            features[name] = taken[name].astype(np.int64)
-    return MicroBatch(features, chunk, np.asarray(samples, dtype=np.int64))
+    del taken["num_targets"]
+    fills = {"input_ids": pad_token_id, "labels": _IGNORED}
+    features = {
+        name: _rectangle(values, fills.get(name, 0)) if isinstance(values, list) else values
+        for name, values in taken.items()
+    }
+    columns = np.arange(features["input_ids"].shape[1])
+    features["attention_mask"] = (columns < split.lengths[samples][:, None]).astype(np.int64)
+    return features
 
 
-def _weightless(split: Split, sample: int, chunk: int, pad_token_id: int) -> MicroBatch:
-    filler = collate(split, np.array([sample], dtype=np.int64), chunk=chunk, pad_token_id=pad_token_id)
-    labels = np.full_like(filler.features["labels"], IGNORED)
-    return MicroBatch(filler.features | {"labels": labels}, chunk, np.empty(0, dtype=np.int64))
+def _rectangle(sequences: list[Int32s], fill: int) -> Integers:
+    longest = max(len(sequence) for sequence in sequences)
+    padded = np.full((len(sequences), longest), fill, dtype=np.int64)
+    for row, sequence in zip(padded, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    return padded

@@ -1,23 +1,32 @@
-"""The token store: prepared samples as Arrow files, read back as zero-copy views.
+"""The token store of one split: Arrow files that every rank maps into memory, and what is known of them.
 
-A split is a directory: part-00000.arrow, … (one record batch each), and meta.json, written last.
+A directory with part-00000.arrow, part-00001.arrow, ... (each one record batch) and meta.json, written
+last. It appears under its name only when whole. The fingerprint is of the content: how rows were grouped
+into parts, and where they lie, does not change it.
 """
 
-import dataclasses
 import hashlib
+import os
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from launcher import storage
 from launcher.data.order import Integers
+from launcher.errors import DataError
 from launcher.plan.plan import SplitFacts
+from launcher.storage import new_directory, read_json, write_json
 
-META = "meta.json"
-Features = dict[str, Any]
+# Feature name -> a list of sequences of integers (ragged), or a 1-D integer array (one for each sample).
+Features: TypeAlias = dict[str, Any]
+Int32s: TypeAlias = npt.NDArray[np.int32]
+
+_FORMAT = 1
+_META = "meta.json"
 
 
 def write_split(
@@ -28,132 +37,196 @@ def write_split(
     num_skipped: Callable[[], int],
     labels: tuple[str, ...],
 ) -> SplitFacts:
-    """Write a split; it appears when it is whole.
+    """Write a split as its parts come, and return what is known of it.
 
     Args:
-        directory: the place of the split.
-        parts: pieces of features. Lists of integer sequences become ragged columns, integers plain
-            ones; `input_ids` and `num_targets` must be among them.
-        num_rows: asked at the end: how many rows the samples were made of.
-        num_skipped: asked at the end: how many of them gave no sample.
-        labels: the label words in order.
+        directory: appears when all is written; a whole one that another process made first stays.
+        parts: all with the same features: ragged ones as lists of integer sequences, scalar ones as
+            integer arrays of shape (samples,). "input_ids" (ragged) and "num_targets" (scalar) are
+            among them. Everything is stored as int32.
+        num_rows: rows read; called when the parts are exhausted.
+        num_skipped: rows that made no sample; called when the parts are exhausted.
+        labels: names of the classes, where the task has them.
 
     Returns:
-        The facts of the split. The fingerprint depends on the content alone, not on file names, times
-        or how the rows were grouped.
+        The exact facts of what lies in `directory`.
     """
-    hashers: dict[str, list[Any]] = {}
-    totals = {"samples": 0, "tokens": 0, "targets": 0}
-    with storage.new_directory(directory) as aside:
-        for features in parts:
-            batch = pa.record_batch({name: _array(values) for name, values in sorted(features.items())})
-            if batch.num_rows == 0:
-                continue
-            number = len(list(aside.glob("part-*")))
-            with pa.OSFile(str(aside / f"part-{number:05d}.arrow"), "wb") as file, pa.ipc.new_file(
-                file, batch.schema
-            ) as writer:
-                writer.write_batch(batch)
-            _hash(batch, hashers)
-            totals["samples"] += batch.num_rows
-            totals["tokens"] += len(batch.column("input_ids").flatten())
-            totals["targets"] += int(np.sum(batch.column("num_targets").to_numpy()))
-        digests = [f"{name}:{h.hexdigest()}" for name in sorted(hashers) for h in hashers[name]]
+    with new_directory(directory) as aside:
+        tally = _Tally()
+        for part in parts:
+            columns = {name: _column(name, part[name]) for name in sorted(part)}
+            if tally.add(columns):
+                _write_part(_part_file(aside, tally.num_parts - 1), columns)
         facts = SplitFacts(
             num_rows=num_rows(),
-            num_samples=totals["samples"],
+            num_samples=tally.num_samples,
             exact=True,
             store=str(directory),
-            fingerprint=hashlib.blake2b("/".join(digests).encode(), digest_size=16).hexdigest(),
+            fingerprint=tally.fingerprint(),
             num_skipped=num_skipped(),
-            num_tokens=totals["tokens"],
-            num_targets=totals["targets"],
+            num_tokens=tally.num_tokens,
+            num_targets=tally.num_targets,
             labels=labels,
         )
-        storage.write_json(aside / META, dataclasses.asdict(facts))
-    return facts
+        meta = {"format": _FORMAT, "num_parts": tally.num_parts, "kinds": tally.kinds, "facts": asdict(facts)}
+        write_json(aside / _META, meta)
+    return read_facts(directory) or facts
 
 
 def read_facts(directory: Path) -> SplitFacts | None:
-    """Return the facts of a split that is whole, else None."""
-    meta = storage.read_json(directory / META)
+    """Return the facts of a written split; None where there is none, or where it is not whole."""
+    meta = _read_meta(directory)
     if meta is None:
         return None
-    return SplitFacts(**{**meta, "labels": tuple(meta["labels"]), "store": str(directory)})
+    facts = SplitFacts(**meta["facts"] | {"labels": tuple(meta["facts"]["labels"])})
+    return replace(facts, store=str(directory))
+
+
+def open_split(directory: Path) -> "Split":
+    """Map a written split into memory; no more is read than is asked for."""
+    meta = _read_meta(directory)
+    if meta is None:
+        raise DataError(f"{directory}: not a prepared split, or not a whole one")
+    batches = [_map_part(_part_file(directory, index)) for index in range(meta["num_parts"])]
+    return Split(batches, kinds=meta["kinds"])
 
 
 class Split:
-    """A split, memory-mapped: nothing is copied until samples are taken.
+    """A split in mapped memory.
 
     Attributes:
-        num_samples: samples in the split.
+        num_samples: samples in all parts.
         lengths: int64 of shape (num_samples,): tokens of each.
-        num_targets: int64 of shape (num_samples,): loss-bearing labels of each.
+        num_targets: int64 of shape (num_samples,): labels or tokens of each that bear loss.
+        ragged: names of the features that are a sequence for each sample.
+        scalars: names of the features that are one integer for each sample.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._parts = [_Part(path) for path in sorted(directory.glob("part-*.arrow"))]
-        counts = [part.num_samples for part in self._parts]
-        self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    def __init__(self, batches: list[pa.RecordBatch], *, kinds: dict[str, str]) -> None:
+        self.ragged = tuple(name for name, kind in kinds.items() if kind == "ragged")
+        self.scalars = tuple(name for name, kind in kinds.items() if kind == "scalar")
+        # Place 0 stands for "before the first part".
+        self._starts = np.cumsum([0, *(batch.num_rows for batch in batches)], dtype=np.int64)
+        self._values = {name: [_numpy(b.column(name).values) for b in batches] for name in self.ragged}
+        self._offsets = {name: [_numpy(b.column(name).offsets) for b in batches] for name in self.ragged}
+        self._scalars = {name: _joined([_numpy(b.column(name)) for b in batches]) for name in self.scalars}
         self.num_samples = int(self._starts[-1])
-        self.ragged = tuple(self._parts[0].ragged)
-        self.scalars = tuple(self._parts[0].scalars)
-        self.lengths = np.concatenate([part.lengths for part in self._parts])
-        self.num_targets = np.concatenate([part.scalars["num_targets"] for part in self._parts]).astype(np.int64)
+        self.lengths = _joined([np.diff(offsets) for offsets in self._offsets.get("input_ids", [])])
+        self.num_targets = self._scalars.get("num_targets", _joined([]))
 
-    def take(self, samples: Integers) -> dict[str, Any]:
-        """Return samples by index, in the order asked.
+    def take(self, samples: Integers) -> dict[str, list[Int32s] | Integers]:
+        """Return the features of some samples, in the order asked.
+
+        Args:
+            samples: int64 of shape (n,), each below `num_samples`.
 
         Returns:
-            For a ragged feature a list of int32 views of shape (tokens,); for a scalar one an int32
-            array of shape (len(samples),).
+            By feature: ragged ones as n int32 arrays of shape (length,), read-only views of the mapped
+            file; scalar ones as one int64 array of shape (n,).
         """
-        numbers = np.searchsorted(self._starts, samples, side="right") - 1
-        places = [(self._parts[n], int(i)) for n, i in zip(numbers, samples - self._starts[numbers], strict=True)]
-        taken: dict[str, Any] = {name: [part.view(name, i) for part, i in places] for name in self.ragged}
-        for name in self.scalars:
-            taken[name] = np.array([part.scalars[name][i] for part, i in places], dtype=np.int32)
+        parts = np.searchsorted(self._starts, samples, side="right") - 1
+        places = list(zip(parts.tolist(), (samples - self._starts[parts]).tolist(), strict=True))
+        taken: dict[str, list[Int32s] | Integers] = {
+            name: self._scalars[name][samples] for name in self.scalars
+        }
+        for name in self.ragged:
+            values, offsets = self._values[name], self._offsets[name]
+            taken[name] = [values[p][offsets[p][row] : offsets[p][row + 1]] for p, row in places]
         return taken
 
 
-class _Part:
-    """One file of a split."""
+class _Tally:
+    """Counts and hashes of the columns as they are written."""
 
-    def __init__(self, path: Path) -> None:
-        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-        self.num_samples = batch.num_rows
-        self.ragged: dict[str, tuple[Any, Any]] = {}
-        self.scalars: dict[str, Any] = {}
-        for name in batch.schema.names:
-            column = batch.column(name)
-            if pa.types.is_list(column.type):
-                self.ragged[name] = (column.offsets.to_numpy(), column.values.to_numpy())
-            else:
-                self.scalars[name] = column.to_numpy()
-        self.lengths = np.diff(self.ragged["input_ids"][0]).astype(np.int64)
+    def __init__(self) -> None:
+        self.kinds: dict[str, str] = {}
+        self.num_parts = self.num_samples = self.num_tokens = self.num_targets = 0
+        self._hashes: dict[str, tuple[Any, Any]] = {}
 
-    def view(self, name: str, i: int) -> Any:
-        offsets, values = self.ragged[name]
-        return values[offsets[i] : offsets[i + 1]]
+    def add(self, columns: dict[str, pa.Array]) -> int:
+        """Count one part; return its samples."""
+        kinds = {name: "ragged" if pa.types.is_list(c.type) else "scalar" for name, c in columns.items()}
+        if self.kinds and kinds != self.kinds:
+            raise ValueError(f"parts of one split differ in their features: {self.kinds} and {kinds}")
+        if kinds.get("input_ids") != "ragged" or kinds.get("num_targets") != "scalar":
+            raise ValueError(f"a part needs ragged input_ids and scalar num_targets: {kinds}")
+        self.kinds = kinds
+        for name, column in columns.items():
+            values, lengths = self._hashes.setdefault(name, (_hasher(), _hasher()))
+            values.update(_numpy(column.values if kinds[name] == "ragged" else column))
+            if kinds[name] == "ragged":
+                lengths.update(np.diff(_numpy(column.offsets)))
+        num_samples = len(columns["input_ids"])
+        self.num_parts += num_samples > 0
+        self.num_samples += num_samples
+        self.num_tokens += len(columns["input_ids"].values)
+        self.num_targets += int(_numpy(columns["num_targets"]).sum(dtype=np.int64))
+        return num_samples
+
+    def fingerprint(self) -> str:
+        """Return a hash of the columns' names, kinds and content."""
+        whole = _hasher()
+        for name, (values, lengths) in sorted(self._hashes.items()):
+            whole.update(f"{name}/{self.kinds[name]}/{values.hexdigest()}/{lengths.hexdigest()};".encode())
+        return str(whole.hexdigest())
 
 
-def open_split(directory: Path) -> Split:
-    """Open a split that `write_split` made."""
-    return Split(directory)
+def _hasher() -> Any:
+    return hashlib.blake2b(digest_size=16)
 
 
-def _array(values: Any) -> pa.Array:
-    is_ragged = len(values) > 0 and np.ndim(values[0]) == 1
-    return pa.array(values, type=pa.list_(pa.int32()) if is_ragged else pa.int32())
+def _column(name: str, values: Any) -> pa.Array:
+    if isinstance(values, np.ndarray):
+        return pa.array(_int32(name, values), type=pa.int32())
+    offsets = np.zeros(len(values) + 1, dtype=np.int64)
+    np.cumsum([len(sequence) for sequence in values], out=offsets[1:])
+    flat = np.concatenate([np.empty(0, np.int32), *(_int32(name, sequence) for sequence in values)])
+    return pa.ListArray.from_arrays(pa.array(offsets).cast(pa.int32()), pa.array(flat, type=pa.int32()))
 
 
-def _hash(batch: pa.RecordBatch, hashers: dict[str, list[Any]]) -> None:
-    for name in batch.schema.names:
-        column = batch.column(name)
-        if pa.types.is_list(column.type):
-            pieces = [column.flatten().to_numpy(), np.diff(column.offsets.to_numpy())]
-        else:
-            pieces = [column.to_numpy()]
-        known = hashers.setdefault(name, [hashlib.blake2b(digest_size=16) for _ in pieces])
-        for hasher, piece in zip(known, pieces, strict=True):
-            hasher.update(np.ascontiguousarray(piece, dtype="<i4").tobytes())
+def _int32(name: str, values: Any) -> Int32s:
+    array = np.asarray(values)
+    if array.size == 0:
+        return np.empty(0, np.int32)
+    if array.ndim != 1 or array.dtype.kind not in "iub":
+        raise TypeError(f"{name}: integers in one dimension needed, not {array.dtype} of shape {array.shape}")
+    narrow = array.astype(np.int32)
+    if array.dtype.itemsize > 2 and not np.array_equal(narrow, array):
+        raise OverflowError(f"{name}: a value does not fit 32 bits")
+    return narrow
+
+
+def _write_part(file: Path, columns: dict[str, pa.Array]) -> None:
+    batch = pa.record_batch(list(columns.values()), names=list(columns))
+    with open(file, "wb") as sink:
+        with pa.ipc.new_file(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        sink.flush()
+        os.fsync(sink.fileno())
+
+
+def _map_part(file: Path) -> pa.RecordBatch:
+    try:
+        # Closing gives the descriptor back; the mapping lives as long as the arrays that point into it.
+        with pa.memory_map(str(file)) as source:
+            return pa.ipc.open_file(source).get_batch(0)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file}: not readable, delete {file.parent} to prepare it anew: {error}") from None
+
+
+def _part_file(directory: Path, index: int) -> Path:
+    return directory / f"part-{index:05d}.arrow"
+
+
+def _read_meta(directory: Path) -> Any:
+    meta = read_json(directory / _META)
+    return meta if isinstance(meta, dict) and meta.get("format") == _FORMAT else None
+
+
+def _numpy(array: pa.Array) -> Int32s:
+    view: Int32s = array.to_numpy(zero_copy_only=True)
+    return view
+
+
+def _joined(parts: list[Int32s]) -> Integers:
+    return np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64, copy=False)

@@ -195,7 +195,7 @@ SECTIONS: Keys = {
     "scheduler": {"type": "text?", "params": "open"},
     "activation_checkpointing": {
         "partition_activations": "bool",
-        "number_checkpoints": "size?",
+        "number_checkpoints": "any",
         "contiguous_memory_optimization": "bool",
         "synchronize_checkpoint_boundary": "bool",
         "profile": "bool",
@@ -307,6 +307,7 @@ SCHEDULERS: Mapping[str, Keys] = {
         "lr_range_test_step_size": "count",
         "lr_range_test_step_rate": "number",
         "lr_range_test_staircase": "bool",
+        "last_batch_iteration": "int",
     },
     "OneCycle": {
         "cycle_min_lr": "numbers",
@@ -321,12 +322,14 @@ SCHEDULERS: Mapping[str, Keys] = {
         "cycle_min_mom": "numbers",
         "cycle_max_mom": "numbers",
         "decay_mom_rate": "number",
+        "last_batch_iteration": "int",
     },
     "WarmupLR": {
         "warmup_min_lr": "numbers",
         "warmup_max_lr": "numbers",
         "warmup_num_steps": "count",
         "warmup_type": "=log|linear",
+        "last_batch_iteration": "int",
     },
     "WarmupDecayLR": {
         "total_num_steps": "count",
@@ -334,6 +337,7 @@ SCHEDULERS: Mapping[str, Keys] = {
         "warmup_max_lr": "numbers",
         "warmup_num_steps": "count",
         "warmup_type": "=log|linear",
+        "last_batch_iteration": "int",
     },
     "WarmupCosineLR": {
         "total_num_steps": "count",
@@ -341,9 +345,10 @@ SCHEDULERS: Mapping[str, Keys] = {
         "warmup_num_steps": "count",
         "cos_min_ratio": "number",
         "warmup_type": "=log|linear",
+        "last_batch_iteration": "int",
     },
 }
-"""By type, the parameters that its constructor takes (`last_batch_iteration` is the engine's own)."""
+"""By type, the parameters that its constructor takes."""
 
 DEEPSPEED_OPTIMIZERS = frozenset(
     {"adagrad", "adam", "adamw", "lamb", "lion", "muadam", "muadamw", "muon", "musgd"}
@@ -377,7 +382,7 @@ _BATCHES = "write train_batch_size, train_micro_batch_size_per_gpu and gradient_
 REMOVED: Mapping[str, str] = {
     "nebula": "leave it out: the launcher saves checkpoints itself",
     "compression_training": "leave it out: the model would train unquantised",
-    "amp": "write fp16 or bf16",
+    "amp": "leave it out, and write fp16 or bf16",
     "quantize_training": "leave it out",
     "sparse_gradients": "leave it out: nn.Embedding(sparse=True) needs no key",
     "eigenvalue": "leave it out",

@@ -62,6 +62,7 @@ class Engine:
         used_lr = float(self.optimizer.param_groups[0]["lr"])
         told = torch.zeros(2, dtype=torch.float64, device=self._told_device())
         last = len(batch.micro_batches) - 1
+        own_norm = None
         for i, micro_batch in enumerate(batch.micro_batches):
             self._seed_dropout(batch.step, micro_batch.chunk)
             tensors = self._tensors(micro_batch)
@@ -69,12 +70,14 @@ class Engine:
             self.engine.set_gradient_accumulation_boundary(i == last)
             scale = self.num_workers / max(1, batch.num_targets)
             self.engine.backward(loss_sum * scale, scale_wrt_gas=False)
+            if i == last:
+                own_norm = self._own_norm()
             self.engine.step()
             told[0] += loss_sum.detach()
         told[1] = float(save_wanted)
         dist.all_reduce(told)
         loss, wanted = told.tolist()
-        return StepResult(loss / max(1, batch.num_targets), self._norm(), used_lr, wanted > 0)
+        return StepResult(loss / max(1, batch.num_targets), self._norm(own_norm), used_lr, wanted > 0)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[MicroBatch]) -> dict[str, float]:
@@ -120,6 +123,15 @@ class Engine:
     def _told_device(self) -> torch.device:
         return self.device if dist.get_backend() == "nccl" else torch.device("cpu")
 
-    def _norm(self) -> float:
+    def _own_norm(self) -> torch.Tensor | None:
+        # Without ZeRO in fp32 DeepSpeed keeps no norm; gradients are whole and averaged at this point.
+        is_plain = not (self.engine.fp16_enabled() or self.engine.bfloat16_enabled())
+        if self.engine.zero_optimization_stage() or not is_plain:
+            return None
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def _norm(self, own: torch.Tensor | None) -> float:
         norm = self.engine.get_global_grad_norm()
+        norm = own if norm is None else norm
         return float(norm) if norm is not None else float("nan")

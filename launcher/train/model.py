@@ -130,9 +130,12 @@ def _num_dimensions(parameter: torch.nn.Parameter) -> int:
 @contextmanager
 def _partitioning(ds: dict[str, Any]) -> Iterator[None]:
     """Let from_pretrained meet ZeRO-3: it asks for this object by a weak reference, so it must live on."""
+    import deepspeed
     from transformers.integrations import HfDeepSpeedConfig
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+    # Before this, DeepSpeed takes the number of workers for 1, and finds the batch sizes inconsistent.
+    deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False)
     alive = HfDeepSpeedConfig(ds)
     try:
         yield

@@ -222,6 +222,12 @@ def test_one_worker_and_two_agree(runs: dict) -> None:
         assert two["metrics"][name] == pytest.approx(value, rel=1e-4)
 
 
+def test_gradient_norms_are_the_same_in_every_stage(runs: dict) -> None:
+    for stage in range(3):
+        norms = runs[2][f"zero{stage}.json fp32"]["norms"]
+        assert _largest(norms, runs[2]["zero3.json fp32"]["norms"]) < 1e-4
+
+
 def test_the_loss_falls(runs: dict) -> None:
     losses = runs[2]["zero3.json fp32"]["losses"]
     assert losses[-1] < losses[0] - 0.1

@@ -1,8 +1,8 @@
 """Make the quickstart's data and model: `python -m launcher.recipes.quickstart.make`.
 
 All of it is made up from the lists in `words`, from a fixed seed: many film reviews for the source
-stage, a few reviews of kitchen appliances for the target stage, and the tokenizer and the config of a
-BERT small enough for two cores.
+stage, a few reviews of kitchen appliances for the target stage, and the tokenizer and the config of
+a BERT small enough for two cores.
 
 A review's label is what it says of the thing as a whole: in "the handle is awful, but the kettle
 won me over" that is the second half, and "anything but awful" is praise.
@@ -27,7 +27,6 @@ from tokenizers import (
     normalizers,
     pre_tokenizers,
     processors,
-    trainers,
 )
 
 from launcher.recipes.quickstart import words
@@ -35,11 +34,10 @@ from launcher.recipes.quickstart.words import Domain, Lexicon
 
 SEED = 7
 SOURCE_TRAIN, TARGET_TRAIN, EVAL = 3000, 128, 400
-TARGET_TRAIN_WORDS = 0.25
-CONTRASTS = 0.2
+TARGET_TRAIN_WORDS = 0.3
+CONTRASTS = 0.08
 NEGATIONS = 0.1
 POSITIONS = 128
-VOCABULARY = 2000
 
 AGREEMENTS = [
     "{whole}.",
@@ -228,37 +226,31 @@ def _write_model(folder: Path, texts: list[str]) -> None:
 
 def _tokenizer(texts: list[str]) -> Tokenizer:
     """Make a WordPiece tokenizer that does what BERT's uncased one does."""
-    vocabulary = {token: id_ for id_, token in enumerate(_vocabulary(texts))}
-    tokenizer = _untrained(models.WordPiece(vocabulary, unk_token=SPECIAL_TOKENS["unk_token"]))
-    tokenizer.add_special_tokens(list(SPECIAL_TOKENS.values()))
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    splitter = pre_tokenizers.BertPreTokenizer()
+    words_of = (splitter.pre_tokenize_str(normalizer.normalize_str(text)) for text in texts)
+    vocabulary = _vocabulary({word for pairs in words_of for word, _ in pairs})
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=SPECIAL_TOKENS["unk_token"]))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS]:0 $A:0 [SEP]:0",
         pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
         special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
     )
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS.values()))
     return tokenizer
 
 
-def _vocabulary(texts: list[str]) -> list[str]:
-    """List the tokens in the order of their ids.
+def _vocabulary(seen: set[str]) -> dict[str, int]:
+    """Number the words seen, and the characters that spell any other word.
 
-    The trainer finds the same tokens every time, but numbers them differently: hence the sorting. It
-    leaves out characters that the texts lack: hence the alphabet.
+    The trainers of tokenizers would find shorter pieces too, but other ones in every process.
     """
-    tokenizer = _untrained(models.WordPiece(unk_token=SPECIAL_TOKENS["unk_token"]))
-    trainer = trainers.WordPieceTrainer(vocab_size=VOCABULARY, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    alphabet = string.ascii_lowercase + string.digits
-    pieces = {*alphabet, *(f"##{c}" for c in alphabet), *string.punctuation}
-    return [*SPECIAL_TOKENS.values(), *sorted(pieces | tokenizer.get_vocab().keys())]
-
-
-def _untrained(model: models.WordPiece) -> Tokenizer:
-    tokenizer = Tokenizer(model)
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return tokenizer
+    characters = string.ascii_lowercase + string.digits
+    spelling = {*characters, *(f"##{character}" for character in characters), *string.punctuation}
+    tokens = [*SPECIAL_TOKENS.values(), *sorted(seen | spelling)]
+    return {token: id_ for id_, token in enumerate(tokens)}
 
 
 def _config(tokenizer: Tokenizer) -> dict[str, object]:

@@ -22,7 +22,11 @@ class Domain(NamedTuple):
     parts: list[str]
     """The parts and aspects that every thing has."""
     remarks: list[str]
-    """Sentences that say nothing for or against the thing; `{day}` and its like take a word of the lists below."""
+    """Sentences that say nothing for or against the thing, with gaps such as `{day}`."""
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
 
 
 def _lines(text: str) -> list[str]:
@@ -30,48 +34,13 @@ def _lines(text: str) -> list[str]:
 
 
 POSITIVE = Lexicon(
-    adjectives=[
-        "good",
-        "great",
-        "excellent",
-        "wonderful",
-        "superb",
-        "fantastic",
-        "brilliant",
-        "lovely",
-        "delightful",
-        "outstanding",
-        "impressive",
-        "terrific",
-        "marvellous",
-        "splendid",
-        "remarkable",
-        "charming",
-        "flawless",
-        "perfect",
-        "pleasing",
-        "clever",
-        "first-rate",
-        "beautiful",
-        "exceptional",
-        "magnificent",
-        "fabulous",
-        "elegant",
-        "satisfying",
-        "admirable",
-        "stunning",
-        "enjoyable",
-        "amazing",
-        "awesome",
-        "sublime",
-        "refreshing",
-        "polished",
-        "faultless",
-        "gorgeous",
-        "inspired",
-        "dazzling",
-        "glorious",
-    ],
+    adjectives=_words("""
+        good great excellent wonderful superb fantastic brilliant lovely delightful
+        outstanding impressive terrific marvellous splendid remarkable charming flawless
+        perfect pleasing clever first-rate beautiful exceptional magnificent fabulous
+        elegant satisfying admirable stunning enjoyable amazing awesome sublime
+        refreshing polished faultless gorgeous inspired dazzling glorious
+    """),
     phrases=_lines("""
         won me over
         exceeded my expectations
@@ -99,48 +68,13 @@ POSITIVE = Lexicon(
 )
 
 NEGATIVE = Lexicon(
-    adjectives=[
-        "bad",
-        "terrible",
-        "awful",
-        "poor",
-        "dreadful",
-        "horrible",
-        "disappointing",
-        "mediocre",
-        "clumsy",
-        "annoying",
-        "dismal",
-        "lousy",
-        "shoddy",
-        "atrocious",
-        "weak",
-        "unbearable",
-        "frustrating",
-        "pathetic",
-        "useless",
-        "ugly",
-        "irritating",
-        "appalling",
-        "abysmal",
-        "hopeless",
-        "laughable",
-        "flawed",
-        "unpleasant",
-        "tiresome",
-        "ridiculous",
-        "sloppy",
-        "inferior",
-        "second-rate",
-        "careless",
-        "disastrous",
-        "miserable",
-        "wretched",
-        "horrendous",
-        "tedious",
-        "awkward",
-        "underwhelming",
-    ],
+    adjectives=_words("""
+        bad terrible awful poor dreadful horrible disappointing mediocre clumsy annoying
+        dismal lousy shoddy atrocious weak unbearable frustrating pathetic useless ugly
+        irritating appalling abysmal hopeless laughable flawed unpleasant tiresome
+        ridiculous sloppy inferior second-rate careless disastrous miserable wretched
+        horrendous tedious awkward underwhelming
+    """),
     phrases=_lines("""
         let me down
         fell short of what I hoped for
@@ -168,18 +102,9 @@ NEGATIVE = Lexicon(
 )
 
 FILMS = Domain(
-    items=[
-        "film",
-        "thriller",
-        "comedy",
-        "drama",
-        "romance",
-        "sequel",
-        "western",
-        "musical",
-        "mystery",
-        "adventure",
-    ],
+    items=_words("""
+        film thriller comedy drama romance sequel western musical mystery adventure
+    """),
     parts=_lines("""
         acting
         plot
@@ -265,9 +190,9 @@ APPLIANCES = Domain(
     """),
 )
 
-DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
-MONTHS = ["January", "March", "April", "June", "August", "September", "October", "December"]
-NUMBERS = ["two", "three", "four", "five"]
+DAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+MONTHS = _words("January March April June August September October December")
+NUMBERS = _words("two three four five")
 PERSONS = _lines("""
     my brother
     my sister
