@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from launcher import recipe as recipes
 from launcher import storage, tasks
 from launcher.data import source, store
@@ -82,7 +84,8 @@ def _split(task: Any, files: list[str], path: Path, labels: tuple[str, ...] | No
             features, num_skipped = task.features(rows, labels)
             counts["rows"] += len(next(iter(rows.columns.values())))
             counts["skipped"] += num_skipped
-            yield features
+            if features["input_ids"]:
+                yield {name: _column(values) for name, values in features.items()}
         if counts["rows"] == counts["skipped"]:
             what = "has no rows" if not counts["rows"] else "has no row with anything to learn within max_length"
             raise DataError(f"{files[0]}: {what}")
@@ -94,6 +97,11 @@ def _split(task: Any, files: list[str], path: Path, labels: tuple[str, ...] | No
         num_skipped=lambda: counts["skipped"],
         labels=labels,
     )
+
+
+def _column(values: list[Any]) -> Any:
+    """One integer a sample becomes an array; lists of integers stay what they are."""
+    return np.asarray(values) if np.ndim(values[0]) == 0 else values
 
 
 def _key(recipe: Recipe, stage: Stage, tokenizer: Any, limit: int) -> str:

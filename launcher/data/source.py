@@ -65,15 +65,17 @@ def list_files(paths: str | list[str]) -> list[str]:
     for path in [paths] if isinstance(paths, str) else paths:
         # In a URI, "?" begins the query.
         wildcard = re.search(r"\*" if "://" in path else r"[*?[]", path)
-        literal = wildcard is None or os.path.exists(path)
-        files += _files_at(path) if literal else _matches(path, wildcard.start())
+        if wildcard and not os.path.exists(path):
+            files += _matches(path, wildcard.start())
+        else:
+            files += _files_at(path)
     return files
 
 
 def stamp(file: str) -> tuple[int, int]:
     """Return a file's size in bytes and its time of change in ns, to tell whether it is still the same."""
-    system, inner = _locate(file)
-    info = _info(system, inner, file)
+    system, inner = pafs.FileSystem.from_uri(file) if "://" in file else (pafs.LocalFileSystem(), file)
+    info = system.get_file_info(inner)
     return int(info.size or 0), int(info.mtime_ns or 0)
 
 
@@ -83,8 +85,10 @@ def column_names(files: list[str]) -> list[str]:
     Raises:
         DataError: a Parquet file is not readable, or its columns differ from those of the others.
     """
-    schemas = {file: _parquet_columns(file) for file in files if not _is_json(file)}
-    for file, names in schemas.items():
+    schemas: dict[str, list[str]] = {}
+    for file in (file for file in files if not _is_json(file)):
+        with _parquet(file) as opened:
+            names = schemas[file] = list(opened.schema_arrow.names)
         first_file, first = next(iter(schemas.items()))
         if set(names) != set(first):
             raise DataError(
@@ -151,17 +155,20 @@ def _renamed(uri: str, path: str, other: str) -> str:
     # The URI of `other`, a path in the same file system; keeps credentials, host and query.
     if "://" not in uri:
         return other
-    plain = _without_query(uri).rstrip("/")
-    prefix = plain.removesuffix(path.rstrip("/")) if plain.endswith(path.rstrip("/")) else ""
-    return (prefix or plain.split("://")[0] + "://") + other + uri[len(_without_query(uri)) :]
+    bare, path = _without_query(uri), path.rstrip("/")
+    head, found, _ = bare.rstrip("/").rpartition(path)
+    return (head if found else bare.split("://")[0] + "://") + other + uri[len(bare) :]
 
 
 def _files_at(path: str) -> list[str]:
     system, inner = _locate(path)
-    info = _info(system, inner, path)
-    if info.type == pafs.FileType.NotFound:
+    try:
+        kind = system.get_file_info(inner).type
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read: {_reason(error)}") from None
+    if kind == pafs.FileType.NotFound:
         raise DataError(f"{path}: no such file{_hint(path)}")
-    if info.type == pafs.FileType.Directory:
+    if kind == pafs.FileType.Directory:
         found = [file for file in _listing(system, inner, path, recursive=False) if _is_data(file)]
         if not found:
             raise DataError(f"{path}: the directory holds no data file; {_READABLE}")
@@ -186,22 +193,15 @@ def _matches(pattern: str, wildcard: int) -> list[str]:
 
 
 def _glob_match(names: list[str], wanted: list[str]) -> bool:
-    if not wanted or (not names and wanted != ["**"]):
-        return not names and not wanted
+    if not names or not wanted:
+        return not names and wanted in ([], ["**"])
     if wanted[0] == "**":
-        return _glob_match(names, wanted[1:]) or (bool(names) and _glob_match(names[1:], wanted))
+        return _glob_match(names, wanted[1:]) or _glob_match(names[1:], wanted)
     return fnmatch.fnmatchcase(names[0], wanted[0]) and _glob_match(names[1:], wanted[1:])
 
 
 def _is_data(file: str) -> bool:
     return _suffix(file) in _SUFFIXES and not PurePosixPath(file).name.startswith((".", "_"))
-
-
-def _info(system: pafs.FileSystem, inner: str, path: str) -> pafs.FileInfo:
-    try:
-        return system.get_file_info(inner)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read: {_reason(error)}") from None
 
 
 def _listing(system: pafs.FileSystem, inner: str, path: str, *, recursive: bool) -> list[str]:
@@ -238,11 +238,6 @@ def _parquet(file: str) -> Iterator[pq.ParquetFile]:
         raise DataError(f"{file}: no such file") from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: not a readable Parquet file: {_reason(error)}") from None
-
-
-def _parquet_columns(file: str) -> list[str]:
-    with _parquet(file) as opened:
-        return list(opened.schema_arrow.names)
 
 
 def _parquet_batches(file: str, columns: list[str], rows_per_batch: int) -> Iterator[Rows]:

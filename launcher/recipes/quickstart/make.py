@@ -33,10 +33,10 @@ from launcher.recipes.quickstart import words
 from launcher.recipes.quickstart.words import Domain, Lexicon
 
 SEED = 7
-SOURCE_TRAIN, TARGET_TRAIN, EVAL = 3000, 128, 400
-TARGET_TRAIN_WORDS = 0.3
-CONTRASTS = 0.08
-NEGATIONS = 0.1
+SOURCE_TRAIN, TARGET_TRAIN, EVAL = 3000, 160, 400
+TARGET_TRAIN_WORDS = 0.4
+CONTRASTS = 0.06
+NEGATIONS = 0.06
 POSITIONS = 128
 
 AGREEMENTS = [
