@@ -169,7 +169,9 @@ def _world(num_workers: int | None) -> World:
     wanted = num_workers or (num_gpus or min(2, num_cpus))
     if wanted > available:
         kind = "GPUs" if num_gpus else "CPUs"
-        raise ClusterError(f"--workers {wanted}, but the cluster has {available} {kind}: ask for at most that")
+        raise ClusterError(
+            f"--workers {wanted}, but the cluster has {available} {kind}: ask for at most that"
+        )
     return World(num_workers=wanted, device=device)  # type: ignore[arg-type]
 
 

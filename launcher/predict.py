@@ -69,8 +69,7 @@ def _stage(description: recipe.Recipe, name: str | None, run_dir: Path) -> recip
         return description.stages[-1]
     if name not in stages:
         raise BadInput(
-            f'--stage: {run_dir} has no stage "{name}"{nearest(name, stages)};'
-            f" it has: {', '.join(stages)}"
+            f'--stage: {run_dir} has no stage "{name}"{nearest(name, stages)}; it has: {", ".join(stages)}'
         )
     return stages[name]
 
@@ -104,9 +103,7 @@ def _load(export: Path, auto_model: str, trust: bool) -> tuple[Any, Any]:
             export, dtype="auto", trust_remote_code=trust
         )
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"{export}: cannot be loaded: {' '.join(str(error).split())[:200]}"
-        ) from None
+        raise ModelError(f"{export}: cannot be loaded: {' '.join(str(error).split())[:200]}") from None
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 

@@ -53,9 +53,7 @@ def prepare(recipe_tree: dict[str, Any], model_facts: ModelFacts, folder: str) -
         return error
 
 
-def _stage(
-    recipe: Recipe, stage: Stage, tokenizer: Any, model_facts: ModelFacts, folder: Path
-) -> StageFacts:
+def _stage(recipe: Recipe, stage: Stage, tokenizer: Any, model_facts: ModelFacts, folder: Path) -> StageFacts:
     limit = planning.max_length(stage, model_facts)
     train_files = source.list_files(stage.data.train)
     task = tasks.create(stage)
@@ -87,7 +85,9 @@ def _split(task: Any, files: list[str], path: Path, labels: tuple[str, ...] | No
             if features["input_ids"]:
                 yield {name: _column(values) for name, values in features.items()}
         if counts["rows"] == counts["skipped"]:
-            what = "has no rows" if not counts["rows"] else "has no row with anything to learn within max_length"
+            what = (
+                "has no rows" if not counts["rows"] else "has no row with anything to learn within max_length"
+            )
             raise DataError(f"{files[0]}: {what}")
 
     return store.write_split(

@@ -129,7 +129,12 @@ def _is_union_branch(part: int | str) -> bool:
 
 
 _TYPE_NAMES = {"str", "int", "float", "bool", "constrained-str", "constrained-int"}
-_SECTIONS: dict[str, type[Section]] = {"model": Model, "stages": Stage, "data": Data, "checkpoint": Checkpoint}
+_SECTIONS: dict[str, type[Section]] = {
+    "model": Model,
+    "stages": Stage,
+    "data": Data,
+    "checkpoint": Checkpoint,
+}
 
 
 def _known_keys(location: Sequence[int | str]) -> list[str]:

@@ -164,7 +164,9 @@ def _parser() -> argparse.ArgumentParser:
     default_ds = ROOT.parent / "ds_configs" / "zero3.json"
     add("recipe", nargs="?", type=Path, default=QUICKSTART, help="the recipe (YAML); default: the quickstart")
     add("--ds", type=Path, default=default_ds, metavar="FILE", help="a DeepSpeed config (JSON)")
-    add("--set", action="append", default=[], metavar="a.b=c", help="override a key of the recipe; repeatable")
+    add(
+        "--set", action="append", default=[], metavar="a.b=c", help="override a key of the recipe; repeatable"
+    )
     add("--workers", type=_positive, metavar="N", help="worker processes; default: all GPUs, or 2 CPUs")
     add("--name", help="the run's name; default: made from recipe and ds config")
     add("--run-root", metavar="DIR", help="where runs are kept; default: ./runs, in a job ~/launcher-runs")

@@ -64,7 +64,5 @@ def delete(path: Path) -> None:
 def file_sizes(path: Path) -> dict[str, int]:
     """Return the size in bytes of every file below a directory, by its relative name."""
     return {
-        str(file.relative_to(path)): file.stat().st_size
-        for file in sorted(path.rglob("*"))
-        if file.is_file()
+        str(file.relative_to(path)): file.stat().st_size for file in sorted(path.rglob("*")) if file.is_file()
     }

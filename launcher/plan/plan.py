@@ -239,7 +239,9 @@ def _winner(stage: Stage, field: str, given: Any) -> Any:
 def _dtype(recipe: Recipe, given: zero.Given, world: World) -> Literal["fp32", "bf16", "fp16"]:
     if recipe.model.dtype != "auto":
         return recipe.model.dtype
-    fallback: Literal["fp32", "bf16"] = "bf16" if world.device == "cuda" and "bf16" not in given.disabled else "fp32"
+    fallback: Literal["fp32", "bf16"] = (
+        "bf16" if world.device == "cuda" and "bf16" not in given.disabled else "fp32"
+    )
     return given.dtype or fallback
 
 

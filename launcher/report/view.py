@@ -41,7 +41,9 @@ class View:
     def _stage_begin(self, event: Event) -> None:
         self.first, self.begun, self.shown_at_s = None, event, 0.0
         since = f", continuing after step {event['start']}" if event["start"] else ""
-        self.say(f"stage {event['stage']}: {event['num_steps']} steps of {event['samples_per_step']} samples{since}")
+        self.say(
+            f"stage {event['stage']}: {event['num_steps']} steps of {event['samples_per_step']} samples{since}"
+        )
 
     def _step(self, event: Event) -> None:
         self.first = self.first or event

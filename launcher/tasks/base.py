@@ -115,9 +115,7 @@ def texts(rows: "Rows", name: str) -> list[str]:
     for i, value in enumerate(values):
         if not isinstance(value, str):
             found = "empty (null)" if value is None else f"a {type(value).__name__}, not text"
-            raise DataError(
-                f'{rows.where(i)}: column "{name}" is {found}: fill it in or remove the row'
-            )
+            raise DataError(f'{rows.where(i)}: column "{name}" is {found}: fill it in or remove the row')
     return values
 
 

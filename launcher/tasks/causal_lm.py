@@ -54,9 +54,7 @@ class CausalLM:
         """Take the tokenizer, and give it the chat template used, so that an export carries it."""
         self.tokenizer, self.max_length = tokenizer, max_length
         if self.format != "text":
-            tokenizer.chat_template = chat.template(
-                self.stage.data.chat_template, tokenizer.chat_template
-            )
+            tokenizer.chat_template = chat.template(self.stage.data.chat_template, tokenizer.chat_template)
 
     def features(self, rows: "Rows", labels: tuple[str, ...]) -> tuple[dict[str, Any], int]:
         """See `Task.features`; a row of plain text may become many samples."""
@@ -175,8 +173,7 @@ class CausalLM:
             return []
         render = chat.renderer(self.tokenizer)
         whole = [
-            chat.rendered(render, messages, False, rows.where(i))
-            for i, messages in enumerate(conversations)
+            chat.rendered(render, messages, False, rows.where(i)) for i, messages in enumerate(conversations)
         ]
         # A chat template writes every special token itself: transformers adds none after it either.
         encoded = self.tokenizer(
@@ -187,9 +184,7 @@ class CausalLM:
             verbose=False,
         )
         pieces = []
-        for i, (ids, offsets) in enumerate(
-            zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-        ):
+        for i, (ids, offsets) in enumerate(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)):
             if self.stage.data.loss_on == "all":
                 targets = np.array(ids, dtype=np.int64)
             else:

@@ -125,9 +125,7 @@ def check_messages(value: Any, where: str) -> list[Message]:
         DataError: it is not a list of {role, content}.
     """
     if not isinstance(value, list) or not value:
-        raise DataError(
-            f"{where}: messages must be a list of {{role, content}}, not {_kind(value)}"
-        )
+        raise DataError(f"{where}: messages must be a list of {{role, content}}, not {_kind(value)}")
     messages = []
     for i, message in enumerate(value):
         for key in ("role", "content"):

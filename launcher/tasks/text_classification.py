@@ -95,9 +95,7 @@ class TextClassification:
             logits: (batch, labels), any float.
             batch: `labels` int64 (batch,), -100 ignored.
         """
-        return F.cross_entropy(
-            logits.float(), batch["labels"], reduction="sum", ignore_index=base.IGNORED
-        )
+        return F.cross_entropy(logits.float(), batch["labels"], reduction="sum", ignore_index=base.IGNORED)
 
     def measure(self, logits: Tensor, batch: dict[str, Tensor], loss: Tensor) -> Tensor:
         """Return float64 (labels² + 2,): the confusion matrix [true, predicted], row by row; the

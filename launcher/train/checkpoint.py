@@ -45,7 +45,9 @@ class Checkpoints:
         """Return the newest checkpoint that is committed and whole."""
         for found in reversed(self._committed()):
             sizes = found.state["files"]
-            if all((found.path / f).is_file() and (found.path / f).stat().st_size == n for f, n in sizes.items()):
+            if all(
+                (found.path / f).is_file() and (found.path / f).stat().st_size == n for f, n in sizes.items()
+            ):
                 return found
         return None
 

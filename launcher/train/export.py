@@ -78,8 +78,10 @@ def verify(directory: Path, auto_model: str, probe: Path) -> float:
     trained = tensors.pop("logits")
     model.eval()
     with torch.no_grad():
-        logits = model(**tensors, use_cache=False).logits.float() if _caches(model) else (
-            model(**tensors).logits.float()
+        logits = (
+            model(**tensors, use_cache=False).logits.float()
+            if _caches(model)
+            else (model(**tensors).logits.float())
         )
     real = tensors["attention_mask"].bool() if logits.dim() == 3 else slice(None)
     difference = float((logits[real] - trained[real]).abs().max() / trained[real].abs().max().clamp_min(1e-6))

@@ -24,9 +24,7 @@ class Rows:
         return f"a.jsonl, row {i + 1}"
 
 
-ROWS = Rows(
-    {"text": ["a good film", "bad", "a very very bad film"], "label": ["pos", "neg", "neg"]}
-)
+ROWS = Rows({"text": ["a good film", "bad", "a very very bad film"], "label": ["pos", "neg", "neg"]})
 
 
 @pytest.fixture

@@ -112,9 +112,7 @@ def _train_rank(rank: int, num_workers: int, port: int, setup: dict, cases: list
         batches = _feed(recipe, prepared, plan, rank, pad)
         steps = [trainer.step(batches.step(n), plan.schedule.lr(n)) for n in range(1, STEPS + 1)]
         split = store.open_split(Path(prepared.facts[0].eval.store))
-        evals = feed.eval_batches(
-            split, micro_batch=4, num_workers=num_workers, rank=rank, pad_token_id=pad
-        )
+        evals = feed.eval_batches(split, micro_batch=4, num_workers=num_workers, rank=rank, pad_token_id=pad)
         metrics = trainer.evaluate(evals)
         trainer.close()
         results[f"{ds} {dtype}"] = {

@@ -202,10 +202,7 @@ def _write_parquet(path: Path, rows: list[Row]) -> None:
 
 
 def _write_jsonl(path: Path, rows: list[Row]) -> None:
-    lines = (
-        {"review": row.text, "verdict": "recommended" if row.positive else "returned"}
-        for row in rows
-    )
+    lines = ({"review": row.text, "verdict": "recommended" if row.positive else "returned"} for row in rows)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
