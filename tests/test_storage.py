@@ -16,9 +16,13 @@ def test_a_directory_appears_when_whole(tmp_path: Path) -> None:
 
 
 def test_a_directory_whose_making_fails_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), storage.new_directory(tmp_path / "made") as aside:
-        (aside / "a").write_text("1")
-        raise RuntimeError
+    def fail() -> None:
+        with storage.new_directory(tmp_path / "made") as aside:
+            (aside / "a").write_text("1")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert list(tmp_path.iterdir()) == []
 
 
