@@ -280,26 +280,30 @@ def _cause(failure: Exception, events: list[Event], job: Job) -> Exception:
 
 def _finish(job: Job, world: World, prepared: Prepared, view: View) -> dict[str, Any]:
     """Verify every export in a fresh process, and write the summary."""
+    differences = _verified(job)
     stages: dict[str, Any] = {}
-    names = [stage.name for stage in job.recipe.stages] + (["baseline"] if job.recipe.baseline else [])
-    for i, name in enumerate(names):
+    for name in [stage.name for stage in job.recipe.stages] + (["baseline"] if job.recipe.baseline else []):
         folder = job.run_dir / "stages" / name
-        done = storage.read_json(folder / worker.DONE) or {}
-        stages[name] = done
-        if i < len(job.recipe.stages):
-            difference = _verify(job.recipe.stages[i], folder)
-            stages[name] |= {"export": str(folder / "export"), "verified": difference}
+        stages[name] = storage.read_json(folder / worker.DONE) or {}
+        if name in differences:
+            stages[name] |= {"export": str(folder / "export"), "verified": differences[name]}
     view.say("exports verified: read back in a fresh process, the same logits as trained")
     summary = {"stages": stages, "num_workers": world.num_workers, "device": world.device}
     storage.write_json(job.run_dir / "summary.json", summary)
     return summary
 
 
-def _verify(stage: Any, folder: Path) -> float:
+def _verified(job: Job) -> dict[str, float]:
+    """Return each stage's largest relative difference of logits, exported against trained."""
     from launcher.verify import verify_stage
 
     task = ray.remote(num_cpus=1, max_calls=1)(verify_stage)
-    result = ray.get(task.remote(recipes.dump_stage(stage), str(folder)))
-    if isinstance(result, ExportFailed):
-        raise result
-    return float(result)
+    pending = {
+        stage.name: task.remote(recipes.dump_stage(stage), str(job.run_dir / "stages" / stage.name))
+        for stage in job.recipe.stages
+    }
+    results = dict(zip(pending, ray.get(list(pending.values())), strict=True))
+    for result in results.values():
+        if isinstance(result, ExportFailed):
+            raise result
+    return results

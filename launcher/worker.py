@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -125,6 +126,9 @@ class StageRun:
             "stage_begin",
             stage=self.plan.name,
             start=start,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            num_workers=self.plan.num_workers,
             num_steps=self.plan.num_steps,
             samples_per_step=self.plan.samples_per_step,
         )

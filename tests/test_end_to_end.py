@@ -118,6 +118,36 @@ def test_a_killed_driver_loses_and_repeats_nothing(tmp_path: Path) -> None:
     assert len(trained) == max(trained) + 1
 
 
+def test_a_killed_worker_is_replaced_and_the_run_goes_on(tmp_path: Path) -> None:
+    arguments = ["--workers", "2", "--set", "baseline=false", "--set", "checkpoint.every_steps=5"]
+    arguments += ["--set", "stages.source.steps=80", "--set", "stages.target.steps=4", "--name", "hurt"]
+    log = tmp_path / "log"
+    with open(log, "w") as output:
+        driver = subprocess.Popen(
+            _command(tmp_path, *arguments), cwd=ROOT, env=_environment(), stdout=output, stderr=output
+        )
+    metrics, deadline = tmp_path / "hurt" / "metrics.jsonl", time.monotonic() + 200
+    while not metrics.exists() or '"checkpoint"' not in metrics.read_text():
+        assert time.monotonic() < deadline, log.read_text()
+        assert driver.poll() is None, log.read_text()
+        time.sleep(0.1)
+    os.kill(json.loads(_event(tmp_path / "hurt", "stage_begin"))["pid"], signal.SIGKILL)
+    assert driver.wait(timeout=LIMIT_S) == 0, log.read_text()
+    assert "a worker failed" in log.read_text()
+    events = [json.loads(line) for line in metrics.read_text().splitlines()]
+    starts = [e["start"] for e in events if e["kind"] == "stage_begin" and e["stage"] == "source"]
+    assert len(starts) == 2
+    assert starts[1] >= 5
+    losses: dict[int, list[float]] = {}
+    for event in events:
+        if event["kind"] == "step" and event["stage"] == "source":
+            losses.setdefault(event["step"], []).append(event["loss"])
+    assert sorted(losses) == list(range(1, 81))
+    # Steps after the checkpoint were made twice, and came out the same.
+    for again in losses.values():
+        assert again[-1] == pytest.approx(again[0], rel=1e-4)
+
+
 def _samples(run_dir: Path) -> dict[int, list[int]]:
     steps: dict[int, list[int]] = {}
     for path in (run_dir / "logs").glob("samples-rank-*.jsonl"):
