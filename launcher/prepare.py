@@ -72,6 +72,7 @@ def _stage(recipe: Recipe, stage: Stage, tokenizer: Any, model_facts: ModelFacts
 def _split(task: Any, files: list[str], path: Path, labels: tuple[str, ...] | None) -> SplitFacts:
     if (known := store.read_facts(path)) is not None:
         return known
+    storage.delete(path)  # a store of another version, or a damaged one, would stay in the way
     columns = task.columns(source.column_names(files))
     if labels is None:
         labels = task.labels(source.batches(files, columns))
