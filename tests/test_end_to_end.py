@@ -17,7 +17,8 @@ import yaml
 from tests.conftest import ROOT
 
 PYTHON = sys.executable
-LIMIT_S = 280
+LIMIT_S = 400
+pytestmark = pytest.mark.timeout(900)
 
 
 def _environment(**extra: str) -> dict[str, str]:
