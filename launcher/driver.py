@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import threading
 import uuid
@@ -154,8 +155,11 @@ def _connect(address: str | None, num_workers: int | None) -> None:
         if root.parent != Path.cwd() or not in_job:
             # The package travels with the run, so that driver and workers hold the same code.
             options["runtime_env"] = {"py_modules": [str(root)]}
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
+        # Ray puts a handler of its own in place, which prints a native stack trace over our last words.
+        signal.signal(signal.SIGTERM, handler)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         reason = str(error).splitlines()[0]
         raise ClusterError(f"cannot reach a Ray cluster at {options['address']}: {reason}") from None

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import ray
 import ray.train
+import torch
 import torch.distributed as dist
 
 from launcher import recipe as recipes
@@ -49,6 +50,10 @@ class Rank:
 
     def __init__(self, job: dict[str, Any], rank: int) -> None:
         self.job, self.rank = job, rank
+        if job["device"] == "cpu":
+            # More threads than cores make ranks wait for each other's.
+            ranks_here = ray.train.get_context().get_local_world_size()
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks_here))
         self.run_dir = Path(job["run_dir"])
         self.recipe: Recipe = recipes.parse(job["recipe"])
         self.prepared = job["prepared"]

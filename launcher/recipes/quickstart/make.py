@@ -8,7 +8,7 @@ A review's label is what it says of the thing as a whole: in "the handle is awfu
 won me over" that is the second half, and "anything but awful" is praise.
 
 Both domains share the words of praise and blame, but the target's train split shows only a part of
-them, while its eval split takes them all. The rest can be learned from the source stage only.
+them, while its eval split takes any. The rest can be learned from the source stage only.
 """
 
 import json
@@ -129,7 +129,8 @@ def main() -> None:
     source_train, source_eval = _take(source, SOURCE_TRAIN), _take(source, EVAL)
     few = _reviews(Random(f"{SEED} target train"), words.APPLIANCES, few_words)
     target = _reviews(Random(f"{SEED} target eval"), words.APPLIANCES, all_words)
-    target_train, target_eval = _take(few, TARGET_TRAIN), _take(target, EVAL)
+    target_train = _take(few, TARGET_TRAIN)
+    target_eval = _take((row for row in target if row not in target_train), EVAL)
     _write_parquet(folder / "source.train.parquet", source_train)
     _write_parquet(folder / "source.eval.parquet", source_eval)
     _write_jsonl(folder / "target.train.jsonl", target_train)
@@ -202,7 +203,8 @@ def _write_parquet(path: Path, rows: list[Row]) -> None:
 
 
 def _write_jsonl(path: Path, rows: list[Row]) -> None:
-    lines = ({"review": row.text, "verdict": "recommended" if row.positive else "returned"} for row in rows)
+    verdicts = ["returned", "recommended"]
+    lines = ({"review": row.text, "verdict": verdicts[row.positive]} for row in rows)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
@@ -260,8 +262,8 @@ def _config(tokenizer: Tokenizer) -> dict[str, object]:
         "num_attention_heads": 4,
         "intermediate_size": 256,
         "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.1,
-        "attention_probs_dropout_prob": 0.1,
+        "hidden_dropout_prob": 0.05,
+        "attention_probs_dropout_prob": 0.05,
         "max_position_embeddings": POSITIONS,
         "type_vocab_size": 2,
         "initializer_range": 0.02,
