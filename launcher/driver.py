@@ -45,8 +45,6 @@ class Job:
     ds_name: str
     model_facts: ModelFacts
     run_dir: Path
-    num_workers: int | None
-    address: str | None
 
 
 @ray.remote(num_cpus=0)
@@ -116,12 +114,11 @@ def run(job: Job, world: World, view: View, prepared: Prepared) -> dict[str, Any
     """
     bulletin_name = f"bulletin-{uuid.uuid4().hex[:12]}"
     bulletin = Bulletin.options(name=bulletin_name).remote()
-    with _shown(bulletin, view) as seen:
+    with _shown(bulletin, view):
         try:
             _trainer(job, world, prepared, bulletin_name).fit()
         except Exception as failure:
             raise _cause(failure, ray.get(bulletin.read.remote(0)), job) from failure
-    del seen
     return _finish(job, world, prepared, view)
 
 

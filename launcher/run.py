@@ -84,8 +84,6 @@ def _launch(options: argparse.Namespace, recipe: Any) -> int:
         ds_name=ds_name,
         model_facts=model_facts,
         run_dir=run_dir,
-        num_workers=options.workers,
-        address=options.address,
     )
     with driver.cluster(options.address, options.workers) as world:
         prepared = driver.prepare_data(job, run_dir.parent / ".store")
