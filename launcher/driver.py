@@ -21,13 +21,12 @@ import ray
 import ray.train
 import ray.train.torch
 from ray.train.v2.api.callback import UserCallback
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from launcher import errors, storage, worker
 from launcher import recipe as recipes
 from launcher.errors import ClusterError, ExportFailed, LauncherError, TrainingFailed
+from launcher.facts import Prepared
 from launcher.plan.plan import ModelFacts, World
-from launcher.prepare import Prepared, prepare
 from launcher.recipe import Recipe
 from launcher.report.record import Event
 from launcher.report.view import View
@@ -122,20 +121,6 @@ def run(job: Job, world: World, view: View, prepared: Prepared) -> dict[str, Any
     return _finish(job, world, prepared, view)
 
 
-def prepare_data(job: Job, folder: Path) -> Prepared:
-    """Make token stores and first weights in a Ray task, before the run directory exists.
-
-    Raises:
-        BadInput: the data, the tokenizer or the config cannot be used.
-    """
-    _check_shared(folder)
-    task = ray.remote(num_cpus=1, max_calls=1)(prepare)
-    result = ray.get(task.remote(recipes.dump(job.recipe), job.model_facts, str(folder)))
-    if isinstance(result, LauncherError):
-        raise result
-    return result
-
-
 def _connect(address: str | None, num_workers: int | None) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     address = address or os.environ.get("RAY_ADDRESS")
@@ -174,27 +159,6 @@ def _world(num_workers: int | None) -> World:
             f"--workers {wanted}, but the cluster has {available} {kind}: ask for at most that"
         )
     return World(num_workers=wanted, device=device)  # type: ignore[arg-type]
-
-
-def _check_shared(folder: Path) -> None:
-    """Refuse a run root that some node does not see: its workers could not read or save anything."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    folder.mkdir(parents=True, exist_ok=True)
-    if len(nodes) < 2:
-        return
-    probe = folder / f".probe-{uuid.uuid4().hex[:8]}"
-    probe.touch()
-    try:
-        look = ray.remote(num_cpus=0)(os.path.exists)
-        for node in nodes:
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            if not ray.get(look.options(scheduling_strategy=there).remote(str(probe))):
-                raise ClusterError(
-                    f"the run root {folder.parent} is not seen by node {node['NodeManagerAddress']}: with"
-                    " several nodes, give --run-root a directory on storage that all of them share"
-                )
-    finally:
-        probe.unlink(missing_ok=True)
 
 
 def _trainer(job: Job, world: World, prepared: Prepared, bulletin: str) -> Any:

@@ -58,6 +58,12 @@ class ExportFailed(LauncherError):
     exit_code = 5
 
 
+class StorageError(LauncherError):
+    """The run root cannot be written: the disk is full, or may not be written to."""
+
+    exit_code = 6
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ` (did you mean "x"?)` for the known word closest to `word`, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -4,11 +4,15 @@ import json
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 TaskName = Literal["text-classification", "causal-lm"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 ScheduleName = Literal["linear", "cosine", "constant"]
+Batching = Literal["auto", "random", "bucketed", "packed"]
+Operator = Literal["==", "!=", "<", "<=", ">", ">=", "in", "not in"]
+# A number of samples, or a number of tokens: `16384 tokens`.
+Tokens = Annotated[str, Field(pattern=r"^[1-9][0-9_]* tokens$")]
 StageName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
 
@@ -54,14 +58,44 @@ class Model(Section):
         return self
 
 
+class DataSet(Section):
+    """One data set: files, and which of their rows."""
+
+    path: str | list[str]
+    """Files, directories or globs: Parquet, Arrow IPC, JSON lines, CSV, TSV (the text formats also .gz or
+    .zst), or what `datasets` saved with `save_to_disk`; local or s3://, gs://, abfs://, hf://.
+    `hub:NAME` loads a hub data set through `datasets`."""
+    split: str | None = None
+    """The split, where the data set has several by name."""
+    config: str | None = None
+    """The configuration of a hub data set."""
+    columns: dict[str, str] | None = None
+    """Instead of the `columns` of `data`."""
+    filters: list[tuple[str, Operator, Any]] = []
+    """Keep the rows for which all of these hold: `[column, operator, value]` each."""
+    part: tuple[float, float] | None = None
+    """Keep this part of the rows, chosen at random but always the same: `[0, 0.9]` and `[0.9, 1]`
+    share no row."""
+    weight: float = Field(default=1.0, gt=0)
+    """Of several data sets: this one's share of the samples, relative to the others."""
+
+    @model_validator(mode="after")
+    def _part_is_an_interval(self) -> "DataSet":
+        if self.part is not None and not 0 <= self.part[0] < self.part[1] <= 1:
+            raise ValueError(f"part is {list(self.part)}: it must be [from, to] with 0 <= from < to <= 1")
+        return self
+
+
 class Data(Section):
     """Where the rows of a stage come from, and which columns mean what."""
 
-    train: str | list[str]
-    """Files to train on: Parquet or JSONL, local or s3://, gs://; globs and directories count as
-    their files in the order of their names."""
-    eval: str | list[str] | None = None
-    """Files to evaluate on. Default: no evaluation."""
+    train: tuple[DataSet, ...] = Field(min_length=1)
+    """What to train on: a path, a list of paths, one data set (`path`, `split`, `filters`, …), or a list
+    of data sets, which are mixed by their weights."""
+    eval: tuple[DataSet, ...] | None = Field(default=None, min_length=1)
+    """What to evaluate on, written like `train`. Default: no evaluation."""
+    eval_fraction: float | None = Field(default=None, gt=0, lt=1)
+    """Instead of `eval`: the part of train's rows to keep for evaluation."""
     columns: dict[str, str] = {}
     """The task's column: the files' column, e.g. `text: sentence`. Default: the same names."""
     labels: list[str] | None = None
@@ -74,6 +108,40 @@ class Data(Section):
     chatml if it has none."""
     loss_on: Literal["assistant", "all"] = "assistant"
     """causal-lm: which tokens bear loss in chat and instruction data. Plain text: always all."""
+    split_long: bool = False
+    """causal-lm: cut what exceeds `max_length` into further samples, instead of leaving it out. Plain
+    text is always cut so."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What to do about a row that cannot be read or used: stop with its place, or leave it out, list it
+    in the token store's bad_rows.jsonl, and go on."""
+    bad_row_limit: int = Field(default=1000, ge=0)
+    """With `skip`: bad rows of one data set at which to stop all the same."""
+
+    @field_validator("train", "eval", mode="before")
+    @classmethod
+    def _as_data_sets(cls, value: Any) -> Any:
+        if isinstance(value, str | dict):
+            return [{"path": value} if isinstance(value, str) else value]
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return [{"path": value}] if value else []
+        if isinstance(value, list):
+            return [{"path": item} if isinstance(item, str) else item for item in value]
+        return value
+
+    @model_validator(mode="after")
+    def _one_evaluation(self) -> "Data":
+        if self.eval is not None and self.eval_fraction is not None:
+            raise ValueError("give either eval or eval_fraction")
+        if self.eval_fraction is not None and any(data_set.part for data_set in self.train):
+            raise ValueError("eval_fraction and a part of train do not go together: give eval a part too")
+        return self
+
+    def data_sets(self, split: Literal["train", "eval"]) -> tuple[DataSet, ...]:
+        """Return the data sets of a split; none where there is no evaluation."""
+        if self.eval_fraction is None:
+            return self.train if split == "train" else self.eval or ()
+        part = (self.eval_fraction, 1.0) if split == "train" else (0.0, self.eval_fraction)
+        return tuple(data_set.model_copy(update={"part": part}) for data_set in self.train)
 
 
 class Stage(Section):
@@ -89,10 +157,17 @@ class Stage(Section):
     """Passes over the train split; may be a fraction. Ignored when `steps` is given."""
     steps: int | None = Field(default=None, gt=0)
     """Optimizer steps, instead of `epochs`."""
-    global_batch: int = Field(default=32, gt=0)
-    """Samples behind one optimizer step, whatever the number of workers."""
-    micro_batch: int | Literal["auto"] = "auto"
-    """Samples that one worker runs at a time. `auto`: at most 8."""
+    global_batch: int | Tokens = 32
+    """Samples behind one optimizer step, whatever the number of workers; packs of up to `max_length`
+    tokens when `batching` is `packed`. Or tokens: `16384 tokens`."""
+    micro_batch: int | Tokens | Literal["auto"] = "auto"
+    """Samples (or packs) that one worker runs at a time, or tokens: `4096 tokens`. `auto`: as many
+    tokens as 8 samples of `max_length` have."""
+    batching: Batching = "auto"
+    """Which samples make a batch. `random`: any. `bucketed`: samples of like length, sorted within 16
+    steps. `packed` (causal-lm): several samples in one sequence, without attention between them.
+    `auto`: `bucketed`; `random` when an epoch has fewer than 64 steps; `packed` on GPUs for causal-lm
+    when `global_batch` is in tokens."""
     learning_rate: float = Field(default=5e-5, gt=0)
     """The highest learning rate of the schedule."""
     schedule: ScheduleName = "linear"
@@ -117,12 +192,21 @@ class Stage(Section):
     """text-classification: a new head on the trunk, or the head that the stage starts with (its
     labels must be the same)."""
 
+    @field_validator("global_batch", "micro_batch", mode="before")
+    @classmethod
+    def _samples_or_tokens(cls, value: Any) -> Any:
+        if isinstance(value, str) and value != "auto" and in_tokens(value) is None:
+            raise ValueError('write a number of samples, or of tokens: "16384 tokens"')
+        return value
+
     @model_validator(mode="after")
     def _micro_batch_positive(self) -> "Stage":
-        for key in ("micro_batch", "max_length"):
+        for key in ("global_batch", "micro_batch", "max_length"):
             value = getattr(self, key)
-            if value != "auto" and value < 1:
+            if isinstance(value, int) and value < 1:
                 raise ValueError(f"{key} is {value}: it must be at least 1")
+        if self.batching == "packed" and self.task != "causal-lm":
+            raise ValueError(f"batching: packed is for causal-lm; {self.task} can be bucketed")
         return self
 
 
@@ -161,6 +245,12 @@ class Recipe(Section):
         if self.baseline and len(self.stages) < 2:
             raise ValueError("baseline needs a stage before the last one to compare with")
         return self
+
+
+def in_tokens(batch: int | str) -> int | None:
+    """Return the tokens of `16384 tokens`; None where a batch is a number of samples, or auto."""
+    number = batch.removesuffix(" tokens").replace("_", "") if isinstance(batch, str) else ""
+    return int(number) if number.isdecimal() else None
 
 
 def parse(tree: Any) -> Recipe:

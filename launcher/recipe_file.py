@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from launcher.errors import RecipeError, nearest
-from launcher.recipe import Checkpoint, Data, Model, Recipe, Section, Stage
+from launcher.recipe import Checkpoint, Data, DataSet, Model, Recipe, Section, Stage
 
 
 def load(path: Path, settings: Sequence[str] = ()) -> Recipe:
@@ -62,7 +62,9 @@ def _apply(tree: dict[str, Any], setting: str) -> None:
     if isinstance(node, list):
         node[_index(node, last, setting)] = value
     else:
-        node[last] = _with_absolute_paths(last, value, Path.cwd())
+        of_data_set = next((part for part in parents if part in ("train", "eval")), None)
+        kind = of_data_set if of_data_set and last == "path" else "" if of_data_set else last
+        node[last] = _with_absolute_paths(kind, value, Path.cwd())
 
 
 def _descend(node: Any, part: str, setting: str) -> Any:
@@ -92,11 +94,14 @@ _FILE_OR_HUB_KEYS = {"path", "tokenizer", "trust_remote_code"}
 def _with_absolute_paths(key: str, value: Any, folder: Path) -> Any:
     """Make local paths absolute: what runs elsewhere does not share our current directory."""
     if isinstance(value, dict):
+        if key in ("train", "eval"):
+            # A data set: its path is a file like `train` itself, and nothing else in it is.
+            return {k: _with_absolute_paths(key, v, folder) if k == "path" else v for k, v in value.items()}
         free = key in ("config", "columns")
         return value if free else {k: _with_absolute_paths(k, v, folder) for k, v in value.items()}
     if isinstance(value, list):
         return [_with_absolute_paths(key, item, folder) for item in value]
-    if not isinstance(value, str) or "://" in value:
+    if not isinstance(value, str) or "://" in value or value.startswith("hub:"):
         return value
     local = (folder / Path(value).expanduser()).absolute()
     is_file = key in _FILE_KEYS or (key == "chat_template" and value.endswith((".jinja", ".j2")))
@@ -108,7 +113,8 @@ def _with_absolute_paths(key: str, value: Any, folder: Path) -> Any:
 
 def _explain(error: ValidationError, path: Path, node: Any) -> str:
     """Turn pydantic's first complaint into one line with the file's line and the nearest right key."""
-    first = error.errors()[0]
+    # A misspelt key is told before the one that is missing because of it.
+    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     location = [part for part in first["loc"] if not _is_union_branch(part)]
     key = ".".join(str(part) for part in location)
     where = f"{path}, line {line}" if (line := _line(node, location)) else str(path)
@@ -133,6 +139,8 @@ _SECTIONS: dict[str, type[Section]] = {
     "model": Model,
     "stages": Stage,
     "data": Data,
+    "train": DataSet,
+    "eval": DataSet,
     "checkpoint": Checkpoint,
 }
 

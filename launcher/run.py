@@ -76,7 +76,7 @@ def _launch(options: argparse.Namespace, recipe: Any) -> int:
         print(f"this run is finished already; --fresh trains anew\n{_end(finished, recipe, run_dir)}")
         return 0
 
-    from launcher import driver
+    from launcher import driver, stores
 
     job = driver.Job(
         recipe=recipe,
@@ -85,11 +85,16 @@ def _launch(options: argparse.Namespace, recipe: Any) -> int:
         model_facts=model_facts,
         run_dir=run_dir,
     )
-    with driver.cluster(options.address, options.workers) as world:
-        prepared = driver.prepare_data(job, run_dir.parent / ".store")
+    with (
+        driver.cluster(options.address, options.workers) as world,
+        stores.prepared(recipe, ds_config, model_facts, run_dir.parent / ".store", world, view) as prepared,
+    ):
         plan = planning.make_plan(recipe, ds_config, ds_name, model_facts, prepared.facts, world)
         view.say("\n".join(report.plan_lines(plan, prepared.facts, stage, ds_name)))
+        if not options.fresh:
+            stores.check_data(run_dir, prepared.data_files)
         _open_run(run_dir, recipe, ds_config, fresh=options.fresh)
+        storage.write_json(run_dir / stores.DATA, prepared.data_files)
         ended = driver.run(job, world, view, prepared)
     view.say(_end(ended, recipe, run_dir))
     return 0

@@ -16,12 +16,20 @@ from typing import Any
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the whole of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    with open(aside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    aside = aside_of(path)
+    try:
+        with open(aside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def aside_of(path: Path) -> Path:
+    """Return a name of its own beside `path`, to write to before the whole is moved there."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -43,7 +51,7 @@ def new_directory(path: Path) -> Iterator[Path]:
 
     Where `path` exists already at the end (another process was faster), that one stays.
     """
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    aside = aside_of(path)
     aside.mkdir(parents=True)
     try:
         yield aside

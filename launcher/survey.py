@@ -1,10 +1,15 @@
 """What there is, from headers alone: before a cluster is asked for, most mistakes can be told."""
 
+from typing import Literal
+
 from launcher import tasks
 from launcher.data import source
 from launcher.errors import DataError
 from launcher.plan.plan import SplitFacts, StageFacts
 from launcher.recipe import Recipe, Stage
+
+# Of English text in a vocabulary of 30,000 to 100,000; only for estimates before anything is tokenised.
+BYTES_PER_TOKEN = 4
 
 
 def stage_facts(recipe: Recipe) -> tuple[StageFacts, ...]:
@@ -17,14 +22,31 @@ def stage_facts(recipe: Recipe) -> tuple[StageFacts, ...]:
 
 
 def _of_stage(stage: Stage) -> StageFacts:
-    evaluated = _of_split(stage, stage.data.eval) if stage.data.eval is not None else None
-    return StageFacts(train=_of_split(stage, stage.data.train), eval=evaluated)
+    evaluated = _of_split(stage, "eval") if stage.data.data_sets("eval") else None
+    return StageFacts(train=_of_split(stage, "train"), eval=evaluated)
 
 
-def _of_split(stage: Stage, paths: str | list[str]) -> SplitFacts:
-    files = source.list_files(paths)
-    num_rows = source.count_rows(files)
-    if num_rows == 0:
-        raise DataError(f"{files[0]}: has no rows")
-    tasks.create(stage).columns(source.column_names(files))
-    return SplitFacts(num_rows=num_rows, num_samples=num_rows)
+def _of_split(stage: Stage, split: Literal["train", "eval"]) -> SplitFacts:
+    num_rows, num_bytes, is_exact = 0, 0, True
+    for data_set in stage.data.data_sets(split):
+        files = source.list_files(data_set.path, split=data_set.split, config=data_set.config)
+        rows_here, is_exact_here = source.count_rows(files)
+        if rows_here == 0:
+            raise DataError(f"{files[0]}: has no rows")
+        asked = stage
+        if data_set.columns is not None:
+            data = stage.data.model_copy(update={"columns": data_set.columns})
+            asked = stage.model_copy(update={"data": data})
+        source.column_names(files, tasks.create(asked).columns(source.column_names(files[:1])))
+        source.check_filters(files, data_set.filters)
+        part = data_set.part or (0.0, 1.0)
+        share = part[1] - part[0]
+        num_rows += max(1, round(rows_here * share))
+        num_bytes += round(share * sum(chunk.num_bytes for chunk in source.chunks(files)))
+        is_exact &= is_exact_here and share == 1 and not data_set.filters
+    return SplitFacts(
+        about_rows=num_rows,
+        num_samples=num_rows,
+        is_settled=is_exact,
+        num_tokens=num_bytes // BYTES_PER_TOKEN,
+    )

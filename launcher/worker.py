@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import ray.train
 import torch
@@ -17,7 +16,9 @@ import torch.distributed as dist
 
 from launcher import recipe as recipes
 from launcher import storage, tasks
-from launcher.data import feed, source, store
+from launcher.data import feed
+from launcher.data.split import Split
+from launcher.data.store import Store
 from launcher.errors import LauncherError
 from launcher.plan.plan import Plan, StagePlan, World, make_plan
 from launcher.recipe import Recipe
@@ -98,7 +99,8 @@ class StageRun:
         self.device = ray.train.torch.get_device()
         self.tokenizer = model.load_tokenizer(rank.recipe.model)
         self.task = tasks.create(self.asked)
-        self.task.columns(source.column_names(source.list_files(self.asked.data.train)))
+        self.stores = [Store(Path(path)) for path in self.facts.train.stores]
+        self.task.columns(self.stores[0].manifest.columns)
         self.task.set_tokenizer(self.tokenizer, plan.max_length)
         self.pad = model.pad_token_id(self.tokenizer)
         options = self.task.model_options(self.facts.train.labels)
@@ -119,13 +121,13 @@ class StageRun:
             every_minutes=rank.plan.save_minutes,
         )
         self.last_metrics: dict[str, float] = {}
-        self.stepped_at_s = time.monotonic()
+        self.stepped_at_s, self.data_s = time.monotonic(), 0.0
 
     def run(self) -> None:
         """Restore, train, export, give the memory back."""
         from launcher.train import loop
 
-        start = self.checkpoints.restore(self.engine.engine, fingerprint=self.facts.train.fingerprint)
+        start = self.checkpoints.restore(self.engine.engine, fingerprint=self.fingerprint)
         self.last_metrics = self._metrics_of_checkpoint() if start else {}
         self.rank.recorder.write(
             "stage_begin",
@@ -135,30 +137,32 @@ class StageRun:
             host=socket.gethostname(),
             num_workers=self.plan.num_workers,
             num_steps=self.plan.num_steps,
-            samples_per_step=self.plan.samples_per_step,
+            units_per_step=self.plan.units_per_step,
+            unit=self.plan.unit,
         )
-        batches = feed.Feed(
-            store.open_split(Path(self.facts.train.store)),
-            fingerprint=self.facts.train.fingerprint,
-            seed=self.asked.seed,
-            num_positions=self.plan.num_positions,
-            samples_per_step=self.plan.samples_per_step,
-            accumulation=self.plan.accumulation,
-            num_workers=self.plan.num_workers,
-            rank=self.rank.rank,
-            pad_token_id=self.pad,
-        )
+        own = self._feed()
+        if self.plan.kind == "packed" and start < self.plan.num_steps:
+            self.engine.prove_packing(own.step(start + 1).micro_batches[0])
+        batches = feed.Steps(lambda step: self.engine.pinned(own.step(step)), start + 1, self.plan.num_steps)
         loop.run(
             start=start,
             schedule=self.plan.schedule,
-            batch_of=batches.step,
+            batch_of=lambda step: self.waited_for(batches, step),
             engine=self.engine,
             clock_wants_save=self.checkpoints.clock_wants_save,
             record=self.record,
             evaluate=self.evaluate,
             save=self.save,
         )
+        batches.close()
         self.finish()
+
+    def waited_for(self, batches: feed.Steps, step: int) -> feed.StepBatch:
+        """Return a step's batch, and note how long it took to come."""
+        asked_s = time.monotonic()
+        batch = batches(step)
+        self.data_s = time.monotonic() - asked_s
+        return batch
 
     def record(self, batch: feed.StepBatch, result: Any) -> None:
         """Write the record of one step."""
@@ -170,10 +174,12 @@ class StageRun:
             loss=result.loss,
             gradient_norm=result.gradient_norm,
             lr=result.learning_rate,
-            positions=[batch.positions.start, batch.positions.stop],
+            epoch=batch.epoch,
             samples=batch.num_samples,
             tokens=batch.num_tokens,
+            slots=batch.num_slots,
             targets=batch.num_targets,
+            data_s=round(self.data_s, 5),
             step_s=round(now_s - self.stepped_at_s, 4),
         )
         self.stepped_at_s = now_s
@@ -192,8 +198,8 @@ class StageRun:
     def save(self, step: int) -> None:
         """Save what continues the run after `step`."""
         state = {
-            "position": self.plan.positions(step).stop,
-            "fingerprint": self.facts.train.fingerprint,
+            "position": step,
+            "fingerprint": self.fingerprint,
             "metrics": self.last_metrics,
         }
         self.checkpoints.save(self.engine.engine, step, state)
@@ -218,11 +224,36 @@ class StageRun:
             storage.write_json(self.directory / DONE, {"metrics": self.last_metrics, "steps": steps})
         self.engine.close()
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the data and of how it is batched: what a position means."""
+        return f"{self.facts.train.fingerprint}/{self.plan.kind}/{self.plan.units_per_step}"
+
+    def _feed(self) -> feed.Feed:
+        batching = feed.Batching(
+            kind=self.plan.kind,
+            by_tokens=self.task.loss_unit == "token",
+            units_per_step=self.plan.units_per_step,
+            micro_batch=self.plan.micro_batch,
+            budget_tokens=self.plan.budget_tokens,
+        )
+        return feed.Feed(
+            self.stores,
+            list(self.facts.train.weights),
+            batching,
+            fingerprint=self.facts.train.fingerprint,
+            seed=self.asked.seed,
+            num_workers=self.plan.num_workers,
+            rank=self.rank.rank,
+            pad_token_id=self.pad,
+        )
+
     def _eval_batches(self) -> Any:
         assert self.facts.eval is not None
         return feed.eval_batches(
-            store.open_split(Path(self.facts.eval.store)),
+            [Store(Path(path)) for path in self.facts.eval.stores],
             micro_batch=self.plan.micro_batch,
+            budget_tokens=self.plan.budget_tokens,
             num_workers=self.plan.num_workers,
             rank=self.rank.rank,
             pad_token_id=self.pad,
@@ -230,8 +261,8 @@ class StageRun:
 
     def _probe_batch(self) -> feed.MicroBatch:
         """The first few samples, the same on every rank."""
-        split = store.open_split(Path((self.facts.eval or self.facts.train).store))
-        samples = np.arange(min(PROBE_SAMPLES, split.num_samples), dtype=np.int64)
+        split = Split([Store(Path(path)) for path in (self.facts.eval or self.facts.train).stores])
+        samples = split.all_samples()[:PROBE_SAMPLES]
         return feed.collate(split, samples, pad_token_id=self.pad)
 
     def _metrics_of_checkpoint(self) -> dict[str, float]:

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from launcher.errors import DataError
+from launcher.facts import prepare_all
 from launcher.plan.plan import ModelFacts
-from launcher.prepare import prepare
 from launcher.recipe_file import load
 from launcher.run import main
 from tests.conftest import ROOT, make_tokenizer, sentence, write_jsonl
@@ -132,14 +133,15 @@ def test_told_before_a_cluster_starts(
 
 
 def _prepare(case: Case) -> str:
-    """What the preparation says; it runs as a Ray task, where it returns its error in the same way."""
+    """What the preparation says."""
     recipe = load(Path(case.write()[0]))
     from launcher import recipe as recipes
 
-    result = prepare(recipes.dump(recipe), ModelFacts(max_positions=64), str(case.folder / "store"))
+    with pytest.raises(DataError) as told:
+        prepare_all(recipes.dump(recipe), ModelFacts(max_positions=64), str(case.folder / "store"))
     assert not list((case.folder / "store").glob("*/meta.json"))[1:], "an eval store of bad data was kept"
-    assert getattr(result, "exit_code", 0) == 2
-    return str(result)
+    assert "\n" not in str(told.value)
+    return str(told.value)
 
 
 def test_a_label_that_only_the_eval_split_has(case: Case) -> None:

@@ -32,6 +32,16 @@ def file(tmp_path: Path) -> Path:
         ("modle.path=x", 'did you mean "model"'),
         ("baseline=true", "baseline"),
         ("stages.0.micro_batch=0", "micro_batch is 0"),
+        ("stages.0.global_batch=16k", '"16384 tokens"'),
+        ("stages.0.global_batch=0 tokens", "global_batch"),
+        ("stages.0.data.train=[]", "data.train"),
+        ("stages.0.data.train={pth: x}", 'did you mean "path"'),
+        ("stages.0.data.train={path: x, part: [0.5, 0.2]}", "0 <= from < to <= 1"),
+        ("stages.0.data.train={path: x, weight: 0}", "weight"),
+        ("stages.0.data.train={path: x, filters: [[a, like, b]]}", "'not in'"),
+        ("stages.0.data.eval_fraction=2", "eval_fraction"),
+        ("stages.0.data={train: x, eval: y, eval_fraction: 0.1}", "either eval or eval_fraction"),
+        ("stages.0={name: a, task: text-classification, data: {train: x}, batching: packed}", "bucketed"),
         ("nothing", "key=value"),
         ("model.trust_remote_code=other/model", "trust_remote_code"),
     ],
@@ -51,8 +61,29 @@ def test_the_line_is_named(file: Path) -> None:
 
 def test_paths_are_relative_to_the_recipe_and_settings_to_here(file: Path) -> None:
     recipe = load(file, ["stages.a.data.eval=y.jsonl"])
-    assert recipe.stages[0].data.train == str(file.parent / "x.jsonl")
-    assert recipe.stages[0].data.eval == str(Path.cwd() / "y.jsonl")
+    assert recipe.stages[0].data.train[0].path == str(file.parent / "x.jsonl")
+    assert recipe.stages[0].data.eval[0].path == str(Path.cwd() / "y.jsonl")
+
+
+def test_data_sets_in_all_ways_of_writing(file: Path) -> None:
+    def train(written: str) -> tuple[recipes.DataSet, ...]:
+        return load(file, [f"stages.a.data={{train: {written}}}"]).stages[0].data.train
+
+    here = Path.cwd()
+    assert [each.path for each in train("x.jsonl")] == [str(here / "x.jsonl")]
+    assert [each.path for each in train("[x.jsonl, s3://b/y]")] == [[str(here / "x.jsonl"), "s3://b/y"]]
+    assert [each.path for each in train("hub:org/name")] == ["hub:org/name"]
+    (one,) = train("{path: x, config: en, split: dev}")
+    assert (one.path, one.config, one.split) == (str(here / "x"), "en", "dev")
+    mixed = train("[{path: x, weight: 2}, s3://b/y]")
+    assert [(each.path, each.weight) for each in mixed] == [(str(here / "x"), 2.0), ("s3://b/y", 1.0)]
+
+
+def test_a_fraction_for_evaluation_is_cut_off_train(file: Path) -> None:
+    data = load(file, ["stages.a.data.eval_fraction=0.1"]).stages[0].data
+    assert [each.part for each in data.data_sets("train")] == [(0.1, 1.0)]
+    assert [each.part for each in data.data_sets("eval")] == [(0.0, 0.1)]
+    assert load(file).stages[0].data.data_sets("eval") == ()
 
 
 def test_what_was_written_survives_the_way_to_a_worker(file: Path) -> None:
@@ -64,13 +95,21 @@ def test_what_was_written_survives_the_way_to_a_worker(file: Path) -> None:
 
 
 def test_every_field_is_documented_and_the_surface_is_frozen() -> None:
-    sections = (recipes.Recipe, recipes.Model, recipes.Stage, recipes.Data, recipes.Checkpoint)
+    sections = (
+        recipes.Recipe,
+        recipes.Model,
+        recipes.Stage,
+        recipes.Data,
+        recipes.DataSet,
+        recipes.Checkpoint,
+    )
     fields = {s.__name__: s.model_fields for s in sections}
     assert all(field.description for own in fields.values() for field in own.values())
     assert {name: len(own) for name, own in fields.items()} == {
         "Recipe": 6,
         "Model": 8,
-        "Stage": 18,
-        "Data": 7,
+        "Stage": 19,
+        "Data": 11,
+        "DataSet": 7,
         "Checkpoint": 3,
     }

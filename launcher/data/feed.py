@@ -4,16 +4,20 @@ Nothing is remembered between steps: a step's number is the whole state, so resu
 number of workers, means asking for that step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from launcher.data.order import Integers, samples_at
-from launcher.data.pack import deal
-from launcher.data.store import Int32s, Split
+from launcher.data.order import Integers, Mixture, Order
+from launcher.data.pack import STEPS_PER_POOL, bounds_within, deal, rounds, steps_of_pool
+from launcher.data.split import Split
+from launcher.data.store import INPUT_IDS, NUM_TARGETS, PACK, Array, Store
 
-_IGNORED = -100
+IGNORED = -100
+_MASK = "target_mask"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +25,11 @@ class MicroBatch:
     """What the model sees at once.
 
     Attributes:
-        features: int64. Sequences are padded, of shape (samples, longest): input_ids, attention_mask and
-            the task's own; what is one number for each sample is of shape (samples,).
+        features: int64. Sequences are padded, of shape (rows, longest): input_ids, the task's own, and
+            attention_mask or, for packs, position_ids, which restart with each sample; what is one
+            number for each sample is of shape (rows,).
         chunk: index among the chunks of the step, the same for any number of workers.
-        samples: int64 of shape (samples,): their ids; empty for padding, which must weigh nothing.
+        samples: int64: the ids of the samples; empty for padding, which must weigh nothing.
     """
 
     features: dict[str, Integers]
@@ -34,14 +39,40 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """One optimizer step: the counts are of the global batch, the micro-batches are this rank's."""
+    """One optimizer step: the counts are of the global batch, the micro-batches are this rank's.
+
+    Attributes:
+        epoch: from 0.
+        num_slots: tokens and padding that all ranks' micro-batches have room for.
+    """
 
     step: int
-    positions: range
+    epoch: int
     num_targets: int
     num_tokens: int
+    num_slots: int
     num_samples: int
     micro_batches: list[MicroBatch]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batching:
+    """How the units of the order become steps and micro-batches.
+
+    Attributes:
+        kind: `random`: units as the order gives them; `bucketed`: of like length; `packed`: units are
+            packs.
+        by_tokens: bucketed: steps have the same number of tokens, and `units_per_step` on average.
+        units_per_step: samples or packs of an optimizer step.
+        micro_batch: samples or packs that one worker runs at a time, where there is no budget.
+        budget_tokens: padded tokens of a micro-batch, at most; or None.
+    """
+
+    kind: Literal["random", "bucketed", "packed"]
+    by_tokens: bool
+    units_per_step: int
+    micro_batch: int
+    budget_tokens: int | None
 
 
 class Feed:
@@ -49,110 +80,261 @@ class Feed:
 
     def __init__(
         self,
-        split: Split,
+        stores: list[Store],
+        weights: list[float],
+        batching: Batching,
         *,
         fingerprint: str,
         seed: int,
-        num_positions: int,
-        samples_per_step: int,
-        accumulation: int,
         num_workers: int,
         rank: int,
         pad_token_id: int,
     ) -> None:
-        self._split = split
-        self._fingerprint = fingerprint
-        self._seed = seed
-        self._num_positions = num_positions
-        self._samples_per_step = samples_per_step
-        self._num_chunks = accumulation * num_workers
-        self._num_workers = num_workers
-        self._rank = rank
-        self._pad_token_id = pad_token_id
+        self.batching = batching
+        self._key = f"{fingerprint}/{seed}"
+        self._packed = batching.kind == "packed"
+        self._split = Split(stores, packed=self._packed)
+        orders = [self._order(store, seed) for store in stores]
+        self._order_of_all = Mixture(orders, weights, fingerprint=fingerprint, seed=seed)
+        self._are_sizes_known = all(store.is_settled for store in stores) and not self._packed
+        self._num_workers, self._rank, self._pad_token_id = num_workers, rank, pad_token_id
+        self._pool: tuple[tuple[int, int], list[Integers]] | None = None
+
+    def _order(self, store: Store, seed: int) -> Order:
+        return Order(
+            store.num_blocks,
+            lambda blocks: store.num_units(blocks, packed=self._packed),
+            fingerprint=store.manifest.fingerprint,
+            seed=seed,
+            are_counts_known=store.meta is not None or (store.is_settled and not self._packed),
+        )
 
     def step(self, step: int) -> StepBatch:
-        """Return what this rank does at a step, counted from 1; always `accumulation` micro-batches."""
-        positions = self._positions(step)
-        samples = samples_at(
-            np.arange(positions.start, positions.stop, dtype=np.int64),
-            num_samples=self._split.num_samples,
-            fingerprint=self._fingerprint,
-            seed=self._seed,
+        """Return what this rank does at a step, counted from 1.
+
+        All ranks have the same number of micro-batches.
+        """
+        epoch, number = self._locate(step - 1)
+        samples, rows = self._samples(epoch, number)
+        lengths = self._split.lengths(samples)
+        # The tokens of each row: a row is a sample, or a pack of several.
+        row_lengths = np.bincount(rows, weights=lengths).astype(np.int64) if len(rows) else lengths
+        batching = self.batching
+        num_rounds = rounds(
+            row_lengths,
+            num_workers=self._num_workers,
+            micro_batch=batching.micro_batch,
+            budget_tokens=batching.budget_tokens,
         )
-        lengths = self._split.lengths[samples]
-        shortest = samples[np.argmin(lengths)]
-        chunks = deal(lengths, self._num_chunks)
+        chunks = deal(row_lengths, num_rounds * self._num_workers, budget_tokens=batching.budget_tokens)
+        shortest = samples[[np.argmin(lengths)]] if len(samples) else self._any_sample()
+        stand_in_length = int(self._split.lengths(shortest)[0])
+        slots = sum(len(c) * int(row_lengths[c].max()) if len(c) else stand_in_length for c in chunks)
+        firsts = np.searchsorted(rows, np.arange(len(row_lengths) + 1))
+        micro_batches = []
+        for chunk in range(self._rank, len(chunks), self._num_workers):
+            pieces = [samples[firsts[row] : firsts[row + 1]] for row in chunks[chunk]]
+            micro_batches.append(self._micro_batch(pieces, chunk, shortest))
         return StepBatch(
             step=step,
-            positions=positions,
-            num_targets=int(self._split.num_targets[samples].sum()),
+            epoch=epoch,
+            num_targets=int(self._split.targets(samples).sum()),
             num_tokens=int(lengths.sum()),
+            num_slots=int(slots),
             num_samples=len(samples),
-            micro_batches=[
-                _micro_batch(self._split, samples[chunks[chunk]], chunk, shortest, self._pad_token_id)
-                for chunk in range(self._rank, self._num_chunks, self._num_workers)
-            ],
+            micro_batches=micro_batches,
         )
 
-    def _positions(self, step: int) -> range:
-        first = (step - 1) * self._samples_per_step
-        if not 0 <= first < self._num_positions:
-            raise IndexError(f"step {step} is outside the {self._num_positions} positions of the run")
-        return range(first, min(first + self._samples_per_step, self._num_positions))
+    def _locate(self, done: int) -> tuple[int, int]:
+        """Return (epoch, step in the epoch, from 0) after `done` steps."""
+        per_step = self.batching.units_per_step
+        if not self._are_sizes_known and self._order_of_all.has(0, done * per_step):
+            return 0, done
+        self._are_sizes_known = True
+        epoch, number = divmod(done, max(1, -(-self._order_of_all.num_units // per_step)))
+        return epoch, number
+
+    def _samples(self, epoch: int, number: int) -> tuple[Integers, Integers]:
+        """Return the samples of a step, and the row (sample or pack) that each belongs to."""
+        per_step = self.batching.units_per_step
+        if self.batching.kind != "bucketed":
+            last = self._last(epoch, (number + 1) * per_step)
+            return self._rows(epoch, number * per_step, last)
+        pool, place = divmod(number, STEPS_PER_POOL)
+        if self._pool is None or self._pool[0] != (epoch, pool):
+            self._pool = (epoch, pool), self._steps_of_pool(epoch, pool)
+        steps = self._pool[1]
+        return steps[place], np.arange(len(steps[place]), dtype=np.int64)
+
+    def _steps_of_pool(self, epoch: int, pool: int) -> list[Integers]:
+        per_step = self.batching.units_per_step
+        per_pool = per_step * STEPS_PER_POOL
+        last = self._last(epoch, (pool + 1) * per_pool)
+        samples, _ = self._rows(epoch, pool * per_pool, last)
+        steps = steps_of_pool(
+            self._split.lengths(samples),
+            num_steps=-(-(last - pool * per_pool) // per_step),
+            samples_per_step=per_step,
+            by_tokens=self.batching.by_tokens,
+            key=f"{self._key}/{epoch}/pool/{pool}",
+        )
+        return [samples[step] for step in steps]
+
+    def _last(self, epoch: int, place: int) -> int:
+        """Return `place`, or where the epoch ends before it."""
+        order = self._order_of_all
+        return place if order.has(epoch, place - 1) else order.num_units
+
+    def _rows(self, epoch: int, first: int, last: int) -> tuple[Integers, Integers]:
+        units = self._order_of_all.units_at(epoch, np.arange(first, last, dtype=np.int64))
+        samples, owners = self._split.samples_of(units)
+        # Units without a sample leave no row.
+        return samples, np.unique(owners, return_inverse=True)[1].astype(np.int64)
+
+    def _any_sample(self) -> Integers:
+        """A step all of whose rows were skipped still needs something to run, at weight zero."""
+        for store in range(len(self._split.stores)):
+            for block in range(self._split.stores[store].num_blocks):
+                if len(self._split.stores[store].block(block).lengths):
+                    return np.array([(store << 56) | (block << 32)], dtype=np.int64)
+        raise IndexError("no sample in any block")
+
+    def _micro_batch(self, pieces: list[Integers], chunk: int, stand_in: Integers) -> MicroBatch:
+        if not pieces:
+            return _weightless(self._split, stand_in, chunk, self._pad_token_id, packed=self._packed)
+        samples = np.concatenate(pieces)
+        if self._packed:
+            return MicroBatch(_packs(self._split, pieces, self._pad_token_id), chunk, samples)
+        return MicroBatch(_padded(self._split, samples, self._pad_token_id), chunk, samples)
+
+
+class Steps:
+    """Batches made by one thread, ahead of their use."""
+
+    def __init__(self, make: Callable[[int], StepBatch], start: int, last: int, *, ahead: int = 2) -> None:
+        """Begin.
+
+        Args:
+            make: returns the batch of a step.
+            start: the first step.
+            last: the last one.
+            ahead: batches to have ready.
+        """
+        self._make, self._last, self._ahead = make, last, ahead
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="feed")
+        self._pending: dict[int, Future[StepBatch]] = {}
+        self._submit(start)
+
+    def __call__(self, step: int) -> StepBatch:
+        """Return the batch of a step; the following ones are begun."""
+        self._submit(step)
+        return self._pending.pop(step).result()
+
+    def close(self) -> None:
+        """Stop the thread."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(self, step: int) -> None:
+        for wanted in range(step, min(step + self._ahead, self._last) + 1):
+            if wanted not in self._pending:
+                self._pending[wanted] = self._thread.submit(self._make, wanted)
 
 
 def eval_batches(
-    split: Split, *, micro_batch: int, num_workers: int, rank: int, pad_token_id: int
+    stores: list[Store],
+    *,
+    micro_batch: int,
+    budget_tokens: int | None,
+    num_workers: int,
+    rank: int,
+    pad_token_id: int,
 ) -> Iterator[MicroBatch]:
     """Yield this rank's share of a split: every sample exactly once over all ranks, longest first.
 
     Args:
-        split: what to evaluate on.
-        micro_batch: samples of a micro-batch, at most.
+        stores: the split's data sets.
+        micro_batch: samples of a micro-batch, at most, where `budget_tokens` is None.
+        budget_tokens: padded tokens of a micro-batch, at most.
         num_workers: ranks that share the split; all get the same number of micro-batches, so that none
             waits in a collective for another. Padding ones, without samples, fill up.
         rank: this one.
         pad_token_id: fills input_ids.
     """
-    longest_first = np.argsort(-split.lengths, kind="stable")
-    num_chunks = -(-split.num_samples // (micro_batch * num_workers)) * num_workers
+    split = Split(stores)
+    samples = split.all_samples()
+    if not len(samples):
+        return
+    lengths = split.lengths(samples)
+    longest_first = np.argsort(-lengths, kind="stable")
+    samples, lengths = samples[longest_first], lengths[longest_first]
+    if budget_tokens is None:
+        bounds = [*range(0, len(samples), micro_batch), len(samples)]
+    else:
+        bounds = [0, *bounds_within(lengths.tolist(), budget_tokens)]
+    num_chunks = -(-(len(bounds) - 1) // num_workers) * num_workers
     for chunk in range(rank, num_chunks, num_workers):
-        samples = longest_first[chunk * micro_batch : (chunk + 1) * micro_batch]
-        yield _micro_batch(split, samples, chunk, longest_first[-1], pad_token_id)
+        if chunk + 1 < len(bounds):
+            yield collate(split, samples[bounds[chunk] : bounds[chunk + 1]], chunk, pad_token_id=pad_token_id)
+        else:
+            yield _weightless(split, samples[-1:], chunk, pad_token_id, packed=False)
 
 
-def collate(split: Split, samples: Integers, *, pad_token_id: int) -> MicroBatch:
+def collate(split: Split, samples: Integers, chunk: int = 0, *, pad_token_id: int) -> MicroBatch:
     """Return samples as one micro-batch, outside any step."""
-    return MicroBatch(_padded(split, samples, pad_token_id), 0, samples)
+    return MicroBatch(_padded(split, samples, pad_token_id), chunk, samples)
 
 
-def _micro_batch(
-    split: Split, samples: Integers, chunk: int, stand_in: np.int64, pad_token_id: int
+def _weightless(
+    split: Split, stand_in: Integers, chunk: int, pad_token_id: int, *, packed: bool
 ) -> MicroBatch:
-    if len(samples):
-        return MicroBatch(_padded(split, samples, pad_token_id), chunk, samples)
     # Ranks meet in collectives, so one without samples runs the cheapest one there is, without labels.
-    features = _padded(split, np.array([stand_in], dtype=np.int64), pad_token_id)
-    features["labels"] = np.full_like(features.get("labels", features["input_ids"]), _IGNORED)
-    return MicroBatch(features, chunk, samples)
+    make = _packs(split, [stand_in], pad_token_id) if packed else _padded(split, stand_in, pad_token_id)
+    make["labels"] = np.full_like(make.get("labels", make[INPUT_IDS]), IGNORED)
+    return MicroBatch(make, chunk, np.empty(0, dtype=np.int64))
 
 
 def _padded(split: Split, samples: Integers, pad_token_id: int) -> dict[str, Integers]:
-    taken = split.take(samples)
-    del taken["num_targets"]
-    fills = {"input_ids": pad_token_id, "labels": _IGNORED}
-    features = {
-        name: _rectangle(values, fills.get(name, 0)) if isinstance(values, list) else values
-        for name, values in taken.items()
+    fills = {INPUT_IDS: pad_token_id, "labels": IGNORED}
+    features: dict[str, Integers] = {
+        name: values for name, values in split.scalars(samples).items() if name not in (NUM_TARGETS, PACK)
     }
-    columns = np.arange(features["input_ids"].shape[1])
-    features["attention_mask"] = (columns < split.lengths[samples][:, None]).astype(np.int64)
+    for name, sequences in split.ragged(samples).items():
+        features[name] = _rectangle(sequences, fills.get(name, 0))
+    if _MASK in features:
+        features["labels"] = np.where(features.pop(_MASK), features[INPUT_IDS], IGNORED)
+    columns = np.arange(features[INPUT_IDS].shape[1])
+    features["attention_mask"] = (columns < split.lengths(samples)[:, None]).astype(np.int64)
     return features
 
 
-def _rectangle(sequences: list[Int32s], fill: int) -> Integers:
+def _packs(split: Split, pieces: list[Integers], pad_token_id: int) -> dict[str, Integers]:
+    """Lay the samples of each piece one after another in a row."""
+    samples = np.concatenate(pieces)
+    lengths, sizes = split.lengths(samples), np.array([len(piece) for piece in pieces])
+    ends = np.cumsum(lengths)
+    row_ends = ends[np.cumsum(sizes) - 1]
+    row_starts = np.concatenate([[0], row_ends[:-1]])
+    row_lengths = row_ends - row_starts
+    columns = np.arange(int(row_lengths.max()))
+    inside = columns < row_lengths[:, None]
+    features: dict[str, Integers] = {}
+    for name, sequences in split.ragged(samples).items():
+        features[name] = np.full(inside.shape, pad_token_id if name == INPUT_IDS else 0, dtype=np.int64)
+        features[name][inside] = np.concatenate(sequences)
+    # Padding goes on as one more segment, so positions restart there too.
+    positions = columns - np.where(inside, 0, row_lengths[:, None])
+    positions[inside] = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+    labels = np.where(features.pop(_MASK), features[INPUT_IDS], IGNORED)
+    # Nothing predicts the first token of a sample: what stands before it is another's.
+    labels[positions == 0] = IGNORED
+    features["position_ids"], features["labels"] = positions, labels
+    return features
+
+
+def _rectangle(sequences: list[Array], fill: int) -> Integers:
     longest = max(len(sequence) for sequence in sequences)
     padded = np.full((len(sequences), longest), fill, dtype=np.int64)
+    # One copy a row: the samples of a micro-batch lie in many blocks.
     for row, sequence in zip(padded, sequences, strict=True):
         row[: len(sequence)] = sequence
     return padded

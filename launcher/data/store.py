@@ -1,14 +1,19 @@
-"""The token store of one split: Arrow files that every rank maps into memory, and what is known of them.
+"""The token store of one data set: Arrow files that every rank maps into memory, made block by block.
 
-A directory with part-00000.arrow, part-00001.arrow, ... (each one record batch) and meta.json, written
-last. It appears under its name only when whole. The fingerprint is of the content: how rows were grouped
-into parts, and where they lie, does not change it.
+A directory with manifest.json (what it is made of; written first), block-00000.arrow, … (one record batch
+each; every file appears whole or not at all) and meta.json (written last, when all blocks are there). So
+an interrupted preparation goes on where it was, and a run can train on the first blocks while the rest is
+being made.
 """
 
 import hashlib
+import json
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,216 +22,306 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from launcher.data.order import Integers
-from launcher.errors import DataError
-from launcher.plan.plan import SplitFacts
-from launcher.storage import new_directory, read_json, write_json
+from launcher.errors import DataError, StorageError
+from launcher.storage import aside_of, read_json, write_json
 
-# Feature name -> a list of sequences of integers (ragged), or a 1-D integer array (one for each sample).
-Features: TypeAlias = dict[str, Any]
-Int32s: TypeAlias = npt.NDArray[np.int32]
+FORMAT = 2
+MANIFEST, META, ERROR = "manifest.json", "meta.json", "error.json"
+NUM_TARGETS, PACK = "num_targets", "pack"
+INPUT_IDS = "input_ids"
 
-_FORMAT = 1
-_META = "meta.json"
+Array: TypeAlias = npt.NDArray[Any]
+Ragged: TypeAlias = tuple[Array, Array]
+"""The values of all samples one after another, and each sample's length."""
 
-
-def write_split(
-    directory: Path,
-    parts: Iterable[Features],
-    *,
-    num_rows: Callable[[], int],
-    num_skipped: Callable[[], int],
-    labels: tuple[str, ...],
-) -> SplitFacts:
-    """Write a split as its parts come, and return what is known of it.
-
-    Args:
-        directory: appears when all is written; a whole one that another process made first stays.
-        parts: all with the same features: ragged ones as lists of integer sequences, scalar ones as
-            integer arrays of shape (samples,). "input_ids" (ragged) and "num_targets" (scalar) are
-            among them. Everything is stored as int32.
-        num_rows: rows read; called when the parts are exhausted.
-        num_skipped: rows that made no sample; called when the parts are exhausted.
-        labels: names of the classes, where the task has them.
-
-    Returns:
-        The exact facts of what lies in `directory`.
-    """
-    with new_directory(directory) as aside:
-        tally = _Tally()
-        for part in parts:
-            columns = {name: _column(name, part[name]) for name in sorted(part)}
-            if tally.add(columns):
-                _write_part(_part_file(aside, tally.num_parts - 1), columns)
-        facts = SplitFacts(
-            num_rows=num_rows(),
-            num_samples=tally.num_samples,
-            exact=True,
-            store=str(directory),
-            fingerprint=tally.fingerprint(),
-            num_skipped=num_skipped(),
-            num_tokens=tally.num_tokens,
-            num_targets=tally.num_targets,
-            labels=labels,
-        )
-        meta = {"format": _FORMAT, "num_parts": tally.num_parts, "kinds": tally.kinds, "facts": asdict(facts)}
-        write_json(aside / _META, meta)
-    return read_facts(directory) or facts
+_MOST_OPEN = 48
+_POLL_S = 0.05
+_FACTS = b"launcher"
 
 
-def read_facts(directory: Path) -> SplitFacts | None:
-    """Return the facts of a written split; None where there is none, or where it is not whole."""
-    meta = _read_meta(directory)
-    if meta is None:
-        return None
-    facts = SplitFacts(**meta["facts"] | {"labels": tuple(meta["facts"]["labels"])})
-    return replace(facts, store=str(directory))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """What is known of one block, or of all blocks of a store together."""
+
+    num_rows: int = 0
+    num_samples: int = 0
+    num_packs: int = 0
+    num_skipped: int = 0
+    num_bad: int = 0
+    num_cut: int = 0
+    num_cut_tokens: int = 0
+    num_tokens: int = 0
+    num_targets: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
 
-def open_split(directory: Path) -> "Split":
-    """Map a written split into memory; no more is read than is asked for."""
-    meta = _read_meta(directory)
-    if meta is None:
-        raise DataError(f"{directory}: not a prepared split, or not a whole one")
-    batches = [_map_part(_part_file(directory, index)) for index in range(meta["num_parts"])]
-    return Split(batches, kinds=meta["kinds"])
-
-
-class Split:
-    """A split in mapped memory.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a store is made of; decided before the first block is made.
 
     Attributes:
-        num_samples: samples in all parts.
-        lengths: int64 of shape (num_samples,): tokens of each.
-        num_targets: int64 of shape (num_samples,): labels or tokens of each that bear loss.
-        ragged: names of the features that are a sequence for each sample.
-        scalars: names of the features that are one integer for each sample.
+        fingerprint: of the files' names and sizes and of all settings: what the order is keyed by. It
+            does not change when files move or are copied.
+        files: path, bytes and time of change (ns) of each file.
+        columns: the files' columns.
+        num_chunks: pieces of input, each made by one task.
+        nominal: rows of each chunk, where a row has just one place in the order; else None.
+        is_bounded: whether each chunk makes just one block, so that blocks can be named beforehand.
     """
 
-    def __init__(self, batches: list[pa.RecordBatch], *, kinds: dict[str, str]) -> None:
-        self.ragged = tuple(name for name, kind in kinds.items() if kind == "ragged")
-        self.scalars = tuple(name for name, kind in kinds.items() if kind == "scalar")
-        # Place 0 stands for "before the first part".
-        self._starts = np.cumsum([0, *(batch.num_rows for batch in batches)], dtype=np.int64)
-        self._values = {name: [_numpy(b.column(name).values) for b in batches] for name in self.ragged}
-        self._offsets = {name: [_numpy(b.column(name).offsets) for b in batches] for name in self.ragged}
-        self._scalars = {name: _joined([_numpy(b.column(name)) for b in batches]) for name in self.scalars}
-        self.num_samples = int(self._starts[-1])
-        self.lengths = _joined([np.diff(offsets) for offsets in self._offsets.get("input_ids", [])])
-        self.num_targets = self._scalars.get("num_targets", _joined([]))
-
-    def take(self, samples: Integers) -> dict[str, list[Int32s] | Integers]:
-        """Return the features of some samples, in the order asked.
-
-        Args:
-            samples: int64 of shape (n,), each below `num_samples`.
-
-        Returns:
-            By feature: ragged ones as n int32 arrays of shape (length,), read-only views of the mapped
-            file; scalar ones as one int64 array of shape (n,).
-        """
-        parts = np.searchsorted(self._starts, samples, side="right") - 1
-        places = list(zip(parts.tolist(), (samples - self._starts[parts]).tolist(), strict=True))
-        taken: dict[str, list[Int32s] | Integers] = {
-            name: self._scalars[name][samples] for name in self.scalars
-        }
-        for name in self.ragged:
-            values, offsets = self._values[name], self._offsets[name]
-            taken[name] = [values[p][offsets[p][row] : offsets[p][row + 1]] for p, row in places]
-        return taken
+    fingerprint: str
+    files: tuple[tuple[str, int, int], ...]
+    columns: tuple[str, ...]
+    num_chunks: int
+    nominal: tuple[int, ...] | None
+    is_bounded: bool
 
 
-class _Tally:
-    """Counts and hashes of the columns as they are written."""
-
-    def __init__(self) -> None:
-        self.kinds: dict[str, str] = {}
-        self.num_parts = self.num_samples = self.num_tokens = self.num_targets = 0
-        self._hashes: dict[str, tuple[Any, Any]] = {}
-
-    def add(self, columns: dict[str, pa.Array]) -> int:
-        """Count one part; return its samples."""
-        kinds = {name: "ragged" if pa.types.is_list(c.type) else "scalar" for name, c in columns.items()}
-        if self.kinds and kinds != self.kinds:
-            raise ValueError(f"parts of one split differ in their features: {self.kinds} and {kinds}")
-        if kinds.get("input_ids") != "ragged" or kinds.get("num_targets") != "scalar":
-            raise ValueError(f"a part needs ragged input_ids and scalar num_targets: {kinds}")
-        self.kinds = kinds
-        for name, column in columns.items():
-            values, lengths = self._hashes.setdefault(name, (_hasher(), _hasher()))
-            values.update(_numpy(column.values if kinds[name] == "ragged" else column))
-            if kinds[name] == "ragged":
-                lengths.update(np.diff(_numpy(column.offsets)))
-        num_samples = len(columns["input_ids"])
-        self.num_parts += num_samples > 0
-        self.num_samples += num_samples
-        self.num_tokens += len(columns["input_ids"].values)
-        self.num_targets += int(_numpy(columns["num_targets"]).sum(dtype=np.int64))
-        return num_samples
-
-    def fingerprint(self) -> str:
-        """Return a hash of the columns' names, kinds and content."""
-        whole = _hasher()
-        for name, (values, lengths) in sorted(self._hashes.items()):
-            whole.update(f"{name}/{self.kinds[name]}/{values.hexdigest()}/{lengths.hexdigest()};".encode())
-        return str(whole.hexdigest())
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Begin a store; whoever comes second finds the same manifest."""
+    write_json(directory / MANIFEST, {"format": FORMAT, **asdict(manifest)})
 
 
-def _hasher() -> Any:
-    return hashlib.blake2b(digest_size=16)
+def read_manifest(directory: Path) -> Manifest | None:
+    """Return a store's manifest; None where there is none, or one of another format."""
+    tree = read_json(directory / MANIFEST)
+    if not isinstance(tree, dict) or tree.pop("format", None) != FORMAT:
+        return None
+    files = tuple((str(file), int(size), int(mtime)) for file, size, mtime in tree["files"])
+    nominal = None if tree["nominal"] is None else tuple(tree["nominal"])
+    return Manifest(**tree | {"files": files, "nominal": nominal, "columns": tuple(tree["columns"])})
 
 
-def _column(name: str, values: Any) -> pa.Array:
-    if isinstance(values, np.ndarray):
-        return pa.array(_int32(name, values), type=pa.int32())
-    offsets = np.zeros(len(values) + 1, dtype=np.int64)
-    np.cumsum([len(sequence) for sequence in values], out=offsets[1:])
-    flat = np.concatenate([np.empty(0, np.int32), *(_int32(name, sequence) for sequence in values)])
-    return pa.ListArray.from_arrays(pa.array(offsets).cast(pa.int32()), pa.array(flat, type=pa.int32()))
+def block_name(chunk: int, part: int | None = None) -> str:
+    """Return the file of a chunk's block; chunks that are not bounded make several parts."""
+    return f"block-{chunk:06d}.arrow" if part is None else f"block-{chunk:06d}.{part:05d}.arrow"
 
 
-def _int32(name: str, values: Any) -> Int32s:
-    array = np.asarray(values)
-    if array.size == 0:
-        return np.empty(0, np.int32)
-    if array.ndim != 1 or array.dtype.kind not in "iub":
-        raise TypeError(f"{name}: integers in one dimension needed, not {array.dtype} of shape {array.shape}")
-    narrow = array.astype(np.int32)
-    if array.dtype.itemsize > 2 and not np.array_equal(narrow, array):
-        raise OverflowError(f"{name}: a value does not fit 32 bits")
-    return narrow
+def write_block(
+    file: Path,
+    ragged: dict[str, Ragged],
+    scalars: dict[str, Array],
+    counts: Counts,
+    *,
+    pack: Array | None = None,
+) -> None:
+    """Write one block so that it appears whole or not at all.
+
+    Args:
+        file: the block's path.
+        ragged: by feature, "input_ids" among them; any integers.
+        scalars: by feature one integer a sample, "num_targets" among them.
+        counts: kept in the file's header.
+        pack: the pack of each sample, if samples are packed.
+
+    Raises:
+        StorageError: the disk is full, or the directory cannot be written.
+    """
+    columns = {name: _list_array(*ragged[name]) for name in sorted(ragged)}
+    columns |= {name: pa.array(scalars[name]) for name in sorted(scalars)}
+    if pack is not None:
+        columns[PACK] = pa.array(pack.astype(np.int32))
+    batch = pa.record_batch(columns)
+    digest = hashlib.blake2b(digest_size=16)
+    for column in batch.columns:
+        for buffer in column.buffers():
+            if buffer is not None:
+                digest.update(buffer)
+    facts = json.dumps({**asdict(counts), "digest": digest.hexdigest()})
+    batch = batch.replace_schema_metadata({_FACTS: facts.encode()})
+    with writing(file.parent):
+        aside = aside_of(file)
+        try:
+            with open(aside, "wb") as sink:
+                with pa.ipc.new_file(sink, batch.schema) as writer:
+                    writer.write_batch(batch)
+                sink.flush()
+                os.fsync(sink.fileno())
+            os.replace(aside, file)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
-def _write_part(file: Path, columns: dict[str, pa.Array]) -> None:
-    batch = pa.record_batch(list(columns.values()), names=list(columns))
-    with open(file, "wb") as sink:
-        with pa.ipc.new_file(sink, batch.schema) as writer:
-            writer.write_batch(batch)
-        sink.flush()
-        os.fsync(sink.fileno())
-
-
-def _map_part(file: Path) -> pa.RecordBatch:
+@contextmanager
+def writing(directory: Path) -> Any:
+    """Turn what a disk says into an error that tells what to do."""
     try:
-        # Closing gives the descriptor back; the mapping lives as long as the arrays that point into it.
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise StorageError(
+            f"{directory}: cannot be written: {reason}; what was prepared so far is kept: make room, or"
+            " give --run-root another disk, and start the same command again"
+        ) from None
+
+
+def block_counts(file: Path) -> tuple[Counts, str] | None:
+    """Return (counts, content digest) from a block's header; None where it is missing or not whole."""
+    try:
         with pa.memory_map(str(file)) as source:
-            return pa.ipc.open_file(source).get_batch(0)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file}: not readable, delete {file.parent} to prepare it anew: {error}") from None
+            facts = json.loads(pa.ipc.open_file(source).schema.metadata[_FACTS])
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
+        return None
+    digest = str(facts.pop("digest"))
+    return Counts(**facts), digest
 
 
-def _part_file(directory: Path, index: int) -> Path:
-    return directory / f"part-{index:05d}.arrow"
+def commit(directory: Path, blocks: Iterable[str]) -> Counts:
+    """Write the record that makes a store whole; every block must be there.
+
+    Returns:
+        The counts of all blocks together.
+    """
+    names = list(blocks)
+    total, digest, each = Counts(), hashlib.blake2b(digest_size=16), []
+    for name in names:
+        found = block_counts(directory / name)
+        if found is None:
+            raise DataError(
+                f"{directory / name}: is damaged: start the same command again to prepare it anew"
+            )
+        total += found[0]
+        digest.update(found[1].encode())
+        each.append([name, (directory / name).stat().st_size, found[0].num_samples, found[0].num_packs])
+    with writing(directory):
+        meta = {"format": FORMAT, "content": digest.hexdigest(), "counts": asdict(total), "blocks": each}
+        write_json(directory / META, meta)
+    return total
 
 
-def _read_meta(directory: Path) -> Any:
-    meta = read_json(directory / _META)
-    return meta if isinstance(meta, dict) and meta.get("format") == _FORMAT else None
+def read_meta(directory: Path) -> dict[str, Any] | None:
+    """Return the record of a whole store; None while it is being made, or where it is damaged."""
+    meta = read_json(directory / META)
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        return None
+    for name, size, *_ in meta["blocks"]:
+        file = directory / name
+        if not file.is_file() or file.stat().st_size != size:
+            return None
+    return meta
 
 
-def _numpy(array: pa.Array) -> Int32s:
-    view: Int32s = array.to_numpy(zero_copy_only=True)
+class Block:
+    """One block in mapped memory.
+
+    Attributes:
+        lengths: int64 of shape (samples,): tokens of each.
+        targets: int64 of shape (samples,): labels or tokens of each that bear loss.
+        ragged: by feature (values, offsets), views of the mapped file.
+        scalars: by feature one integer a sample, views of the mapped file.
+    """
+
+    def __init__(self, file: Path) -> None:
+        try:
+            # Closing gives the descriptor back; the mapping lives as long as the arrays that point into it.
+            with pa.memory_map(str(file)) as source:
+                batch = pa.ipc.open_file(source).get_batch(0)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(
+                f"{file}: not readable, delete {file.parent} to prepare it anew: {error}"
+            ) from None
+        self.ragged: dict[str, tuple[Array, Array]] = {}
+        self.scalars: dict[str, Array] = {}
+        for name in batch.schema.names:
+            column = batch.column(name)
+            if pa.types.is_large_list(column.type):
+                self.ragged[name] = (_numpy(column.values), _numpy(column.offsets))
+            else:
+                self.scalars[name] = _numpy(column)
+        self.lengths: Integers = np.diff(self.ragged[INPUT_IDS][1])
+        self.targets: Integers = self.scalars[NUM_TARGETS].astype(np.int64)
+        self._packs: tuple[Integers, Integers] | None = None
+
+    def packs(self) -> tuple[Integers, Integers]:
+        """Return (samples by pack, where each pack begins among them and one past the last)."""
+        if self._packs is None:
+            pack = self.scalars[PACK]
+            starts = np.concatenate([[0], np.cumsum(np.bincount(pack))]).astype(np.int64)
+            self._packs = np.argsort(pack, kind="stable"), starts
+        return self._packs
+
+
+class Store:
+    """A store, whole or still being made: then it waits for the block that is asked for."""
+
+    def __init__(self, directory: Path, *, most_open: int = _MOST_OPEN) -> None:
+        manifest = read_manifest(directory)
+        if manifest is None:
+            raise DataError(f"{directory}: not a token store, or one of another version")
+        self.directory, self.manifest = directory, manifest
+        self.meta = read_meta(directory)
+        self._most_open = most_open
+        self._open: OrderedDict[int, Block] = OrderedDict()
+        if self.meta is None and not manifest.is_bounded:
+            self._wait_for(META)
+            self.meta = read_meta(directory)
+        self._names: list[str] = (
+            [name for name, *_ in self.meta["blocks"]]
+            if self.meta is not None
+            else [block_name(chunk) for chunk in range(manifest.num_chunks)]
+        )
+        self._counts: dict[bool, Integers] = {}
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self._names)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the number of units of every block is known, by the manifest or since all is made."""
+        return self.meta is not None or self.manifest.nominal is not None
+
+    def block(self, index: int) -> Block:
+        """Map a block; the ones used longest ago are closed."""
+        if index in self._open:
+            self._open.move_to_end(index)
+            return self._open[index]
+        self._wait_for(self._names[index])
+        block = self._open[index] = Block(self.directory / self._names[index])
+        if len(self._open) > self._most_open:
+            self._open.popitem(last=False)
+        return block
+
+    def num_units(self, blocks: Integers, *, packed: bool) -> Integers:
+        """Return the units of some blocks: packs, or places of samples.
+
+        Where the manifest gives a block's rows, they are its places, whatever became of them: so the
+        order does not depend on how far the preparation is. A row without a sample leaves a hole.
+        """
+        if not packed and self.manifest.nominal is not None:
+            return np.array(self.manifest.nominal, dtype=np.int64)[blocks]
+        if self.meta is not None:
+            if packed not in self._counts:
+                column = [entry[3 if packed else 2] for entry in self.meta["blocks"]]
+                self._counts[packed] = np.array(column, dtype=np.int64)
+            return self._counts[packed][blocks]
+        return np.array([self._count(int(block), packed) for block in blocks], dtype=np.int64)
+
+    def _count(self, index: int, packed: bool) -> int:
+        self._wait_for(self._names[index])
+        found = block_counts(self.directory / self._names[index])
+        if found is None:
+            raise DataError(f"{self.directory / self._names[index]}: is damaged: delete {self.directory}")
+        return found[0].num_packs if packed else found[0].num_samples
+
+    def _wait_for(self, name: str) -> None:
+        pause_s = _POLL_S
+        while not (self.directory / name).exists():
+            told = read_json(self.directory / ERROR)
+            if told is not None:
+                raise DataError(told["message"])
+            time.sleep(pause_s)
+            pause_s = min(1.0, pause_s * 1.5)
+
+
+def _list_array(values: Array, lengths: Array) -> pa.Array:
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))
+
+
+def _numpy(array: pa.Array) -> Array:
+    view: Array = array.to_numpy(zero_copy_only=True)
     return view
-
-
-def _joined(parts: list[Int32s]) -> Integers:
-    return np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64, copy=False)

@@ -7,11 +7,15 @@ from typing import Any, Literal
 from launcher.errors import DataError, ModelError
 from launcher.plan import zero
 from launcher.plan.schedule import Schedule
-from launcher.recipe import Recipe, Stage
+from launcher.recipe import Recipe, Stage, in_tokens
 
 DEFAULT_MICRO_BATCH = 8
 DEFAULT_MAX_LENGTH = 512
 DEFAULT_SAVE_MINUTES = 15.0
+# Fewer steps in an epoch make fewer than four pools: sorted by length, each would be the same every time.
+FEWEST_STEPS_TO_BUCKET = 64
+
+Kind = Literal["random", "bucketed", "packed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,16 +37,34 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitFacts:
-    """What is known of one split: counted from headers, or, once it is prepared, exactly."""
+    """What is known of one split.
 
-    num_rows: int
+    Attributes:
+        about_rows: from headers, or an estimate; known before anything is prepared, and never changed.
+        num_samples: places in the order of one epoch: rows, or samples where rows and samples differ.
+        is_settled: whether `num_samples` is final.
+        is_whole: whether all is prepared, so that all counts are exact.
+        stores: the token store of each data set.
+        weights: the share of each data set, relative to the others.
+        fingerprint: of all data sets: what the order is keyed by.
+        num_packs: packs of up to `max_length` tokens, where the task packs.
+        num_cut: samples that lost tokens to `max_length`; `num_cut_tokens` is how many.
+    """
+
+    about_rows: int
     num_samples: int
-    exact: bool = False
-    store: str = ""
+    is_settled: bool = False
+    is_whole: bool = False
+    stores: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
     fingerprint: str = ""
     num_skipped: int = 0
+    num_bad: int = 0
+    num_cut: int = 0
+    num_cut_tokens: int = 0
     num_tokens: int = 0
     num_targets: int = 0
+    num_packs: int = 0
     labels: tuple[str, ...] = ()
 
 
@@ -62,10 +84,11 @@ class StagePlan:
     index: int
     starts_from: str | None
     is_baseline: bool
-    num_samples: int
-    num_positions: int
-    samples_per_step: int
+    kind: Kind
+    num_units: int
+    units_per_step: int
     micro_batch: int
+    budget_tokens: int | None
     accumulation: int
     num_workers: int
     max_length: int
@@ -73,18 +96,13 @@ class StagePlan:
     ds: dict[str, Any]
 
     @property
-    def chunks_per_step(self) -> int:
-        """Micro-batches of one optimizer step, over all workers."""
-        return self.accumulation * self.num_workers
-
-    @property
     def num_steps(self) -> int:
         return self.schedule.num_steps
 
-    def positions(self, step: int) -> range:
-        """The positions in the order that step `step` (from 1) trains on."""
-        start = (step - 1) * self.samples_per_step
-        return range(start, min(start + self.samples_per_step, self.num_positions))
+    @property
+    def unit(self) -> str:
+        """What a step is counted in."""
+        return "packs" if self.kind == "packed" else "samples"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,14 +181,15 @@ def _stage_plan(
     baseline: bool = False,
 ) -> StagePlan:
     stage, given = recipe.stages[index], zero.given(ds_config)
-    num_samples = facts.train.num_samples
-    if num_samples == 0:
-        raise DataError(f"stages.{stage.name}.data.train has no samples: {stage.data.train}")
-    global_batch, micro_batch = _batches(stage, given, world)
-    num_positions = stage.steps * global_batch if stage.steps else round(stage.epochs * num_samples)
-    num_positions = max(1, num_positions)
-    num_steps = math.ceil(num_positions / global_batch)
-    accumulation = math.ceil(global_batch / (micro_batch * world.num_workers))
+    train, longest = facts.train, max_length(stage, model)
+    if train.num_samples == 0 and (train.is_whole or train.is_settled):
+        paths = [data_set.path for data_set in stage.data.train]
+        raise DataError(f"stages.{stage.name}.data.train has no samples: {paths}")
+    kind = batching(stage, train, given, world)
+    units_per_step, micro_batch, budget_tokens = _batches(stage, train, given, world, kind, longest)
+    num_units = _num_units(train, kind, longest)
+    num_steps = stage.steps or _steps_of_epochs(stage.epochs, num_units, units_per_step)
+    accumulation = math.ceil(units_per_step / (micro_batch * world.num_workers))
     schedule = Schedule(
         num_steps=num_steps,
         warmup_steps=round(stage.warmup * num_steps) if stage.warmup < 1 else round(stage.warmup),
@@ -183,7 +202,7 @@ def _stage_plan(
         micro_batch=micro_batch,
         accumulation=accumulation,
         num_workers=world.num_workers,
-        global_batch=global_batch,
+        global_batch=units_per_step,
         learning_rate=schedule.learning_rate,
         betas=stage.betas,
         eps=stage.eps,
@@ -204,29 +223,78 @@ def _stage_plan(
         index=index,
         starts_from=None if is_first else recipe.stages[index - 1].name,
         is_baseline=baseline,
-        num_samples=num_samples,
-        num_positions=num_positions,
-        samples_per_step=global_batch,
+        kind=kind,
+        num_units=num_units,
+        units_per_step=units_per_step,
         micro_batch=micro_batch,
+        budget_tokens=budget_tokens,
         accumulation=accumulation,
         num_workers=world.num_workers,
-        max_length=max_length(stage, model),
+        max_length=longest,
         schedule=schedule,
         ds=zero.complete(ds_config, asked),
     )
 
 
-def _batches(stage: Stage, given: zero.Given, world: World) -> tuple[int, int]:
-    """Return (global batch, micro-batch): the ds config's numbers where they do not contradict."""
-    global_batch: int = _winner(stage, "global_batch", given.train_batch_size)
-    share = math.ceil(global_batch / world.num_workers)
-    fallback = min(DEFAULT_MICRO_BATCH, share) if stage.micro_batch == "auto" else stage.micro_batch
-    if given.micro_batch is not None and stage.micro_batch == "auto":
-        fallback = given.micro_batch
+def batching(stage: Stage, train: SplitFacts, given: zero.Given, world: World) -> Kind:
+    """Return how samples become batches. See `batching` in the recipe."""
+    if stage.batching != "auto":
+        return stage.batching
+    wanted = _winner(stage, "global_batch", given.train_batch_size)
+    tokens = in_tokens(wanted)
+    # Packs want attention that skips other samples, which CPUs lack: there, batches of like length
+    # without a mask were 8 % faster than packs with one.
+    if tokens and stage.task == "causal-lm" and world.device == "cuda":
+        return "packed"
+    samples_per_step = wanted if tokens is None else _samples_in(tokens, train)
+    return "bucketed" if train.about_rows / samples_per_step >= FEWEST_STEPS_TO_BUCKET else "random"
+
+
+def _batches(
+    stage: Stage, train: SplitFacts, given: zero.Given, world: World, kind: Kind, longest: int
+) -> tuple[int, int, int | None]:
+    """Return (units of a step, units of a micro-batch, its padded tokens at most).
+
+    The ds config's numbers count where they do not contradict.
+    """
+    wanted = _winner(stage, "global_batch", given.train_batch_size)
+    tokens = in_tokens(wanted)
+    if tokens is None:
+        per_step: int = wanted
+    else:
+        per_step = max(1, tokens // longest) if kind == "packed" else _samples_in(tokens, train)
+    micro_tokens = in_tokens(stage.micro_batch)
+    if isinstance(stage.micro_batch, int):
+        micro_batch, budget = stage.micro_batch, None
+    elif micro_tokens is not None:
+        micro_batch, budget = max(1, micro_tokens // longest), micro_tokens
+    elif given.micro_batch is not None:
+        micro_batch, budget = given.micro_batch, None
+    else:
+        micro_batch = min(DEFAULT_MICRO_BATCH, math.ceil(per_step / world.num_workers))
+        budget = DEFAULT_MICRO_BATCH * longest
     fixed_accumulation = given.accumulation is not None and given.train_batch_size is None
     if fixed_accumulation and "global_batch" not in stage.model_fields_set:
-        global_batch = fallback * (given.accumulation or 1) * world.num_workers
-    return global_batch, fallback
+        per_step = micro_batch * (given.accumulation or 1) * world.num_workers
+    return per_step, micro_batch, budget
+
+
+def _samples_in(tokens: int, train: SplitFacts) -> int:
+    """Return how many samples have so many tokens on average."""
+    return max(1, round(tokens * train.num_samples / max(1, train.num_tokens)))
+
+
+def _num_units(train: SplitFacts, kind: Kind, longest: int) -> int:
+    if kind != "packed":
+        return train.num_samples
+    return train.num_packs if train.is_whole else math.ceil(train.num_tokens / longest)
+
+
+def _steps_of_epochs(epochs: float, num_units: int, units_per_step: int) -> int:
+    """Each whole epoch ends with a step of its own, smaller where the batch does not divide."""
+    whole = math.floor(epochs)
+    rest = math.ceil(round((epochs - whole) * num_units, 6) / units_per_step)
+    return max(1, whole * math.ceil(num_units / units_per_step) + rest)
 
 
 def _winner(stage: Stage, field: str, given: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from launcher.plan.plan import Plan, StageFacts
+from launcher.plan.plan import Plan, SplitFacts, StageFacts, StagePlan
 
 
 def plan_lines(plan: Plan, facts: tuple[StageFacts, ...], zero_stage: int, ds_name: str) -> list[str]:
@@ -13,17 +13,17 @@ def plan_lines(plan: Plan, facts: tuple[StageFacts, ...], zero_stage: int, ds_na
         + (f", {plan.model.num_parameters:,} parameters" if plan.model.num_parameters else "")
     ]
     for stage in plan.stages:
-        about = "" if facts[stage.index].train.exact else "about "
+        train = facts[stage.index].train
+        about = "" if train.is_whole or train.is_settled and stage.kind != "packed" else "about "
         start = f"from stage {stage.starts_from}" if stage.starts_from else "from the model"
         lines.append(
-            f"  {stage.name}: {start}; {about}{stage.num_samples:,} samples, {stage.num_steps:,} steps"
-            f" of {stage.samples_per_step} = {stage.num_workers} workers x {stage.micro_batch} samples x"
-            f" {stage.accumulation} micro-batches{_padding(stage)}; up to {stage.max_length} tokens;"
+            f"  {stage.name}: {start}; {about}{stage.num_units:,} {stage.unit}, {stage.num_steps:,} steps"
+            f" of {stage.units_per_step} = {stage.num_workers} workers x {stage.micro_batch} {stage.unit}"
+            f" x {stage.accumulation} micro-batches{_padding(stage)}, {_KINDS[stage.kind]}; up to"
+            f" {stage.max_length} tokens;"
             f" lr {stage.schedule.learning_rate:g} {stage.schedule.kind}, {stage.schedule.warmup_steps} warm-up"
         )
-        skipped = facts[stage.index].train.num_skipped
-        if skipped:
-            lines.append(f"    {skipped:,} rows bear no loss within max_length and are left out")
+        lines += [f"    {line}" for line in _losses(train)]
     return lines
 
 
@@ -48,7 +48,28 @@ def end_lines(summary: dict[str, Any], metric: str, run_dir: str) -> list[str]:
     return lines
 
 
-def _padding(stage: Any) -> str:
+_KINDS = {"random": "drawn at random", "bucketed": "of like length", "packed": "several samples in each"}
+
+
+def _padding(stage: StagePlan) -> str:
     slots = stage.micro_batch * stage.accumulation * stage.num_workers
-    spare = slots - stage.samples_per_step
-    return f" ({spare} slots of weight zero)" if spare else ""
+    spare = slots - stage.units_per_step
+    zero = f" ({spare} slots of weight zero)" if spare > 0 else ""
+    budget = f" (or more short ones, up to {stage.budget_tokens:,} tokens)" if stage.budget_tokens else ""
+    return zero + budget
+
+
+def _losses(train: SplitFacts) -> list[str]:
+    """What of the rows is not trained on."""
+    lines = []
+    if train.num_skipped:
+        lines.append(f"{train.num_skipped:,} rows bear no loss within max_length and are left out")
+    if train.num_cut:
+        share = train.num_cut_tokens / max(1, train.num_tokens + train.num_cut_tokens)
+        lines.append(
+            f"{train.num_cut:,} samples are cut to max_length and lose {train.num_cut_tokens:,} tokens"
+            f" ({share:.1%} of all)"
+        )
+    if train.num_bad:
+        lines.append(f"{train.num_bad:,} bad rows are left out: see bad_rows.jsonl in {train.stores[0]}")
+    return lines

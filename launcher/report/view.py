@@ -20,6 +20,8 @@ class View:
         self.first: Event | None = None
         self.begun: Event = {}
         self.has_open_line = False
+        self.slots = self.tokens = 0
+        self.data_s = self.step_s = 0.0
 
     def show(self, event: Event) -> None:
         """Show one event of the record."""
@@ -40,13 +42,33 @@ class View:
 
     def _stage_begin(self, event: Event) -> None:
         self.first, self.begun, self.shown_at_s = None, event, 0.0
+        self.slots = self.tokens = 0
+        self.data_s = self.step_s = 0.0
         since = f", continuing after step {event['start']}" if event["start"] else ""
         self.say(
-            f"stage {event['stage']}: {event['num_steps']} steps of {event['samples_per_step']} samples{since}"
+            f"stage {event['stage']}: {event['num_steps']} steps of {event['units_per_step']}"
+            f" {event['unit']}{since}"
         )
+
+    def _preparation(self, event: Event) -> None:
+        rate = event["tokens"] / event["seconds"] if event["seconds"] else 0.0
+        line = f"preparing {event['store']}: {event['done']}/{event['chunks']} chunks"
+        line += f", {event['tokens']:,} tokens, {rate:,.0f} tokens/s"
+        line += f", {event['bad']:,} bad rows" if event["bad"] else ""
+        if self.begun:
+            return  # Training shows its own line.
+        if event["is_whole"] or not self.is_live:
+            self.say(line)
+        else:
+            print(f"\r\x1b[2K{line}", end="", file=self.stream, flush=True)
+            self.has_open_line = True
 
     def _step(self, event: Event) -> None:
         self.first = self.first or event
+        self.slots += event["slots"]
+        self.tokens += event["tokens"]
+        self.data_s += event["data_s"]
+        self.step_s += event["step_s"]
         now = time.monotonic()
         is_last = event["step"] == self.begun.get("num_steps")
         every_s = LIVE_EVERY_S if self.is_live else PLAIN_EVERY_S
@@ -73,7 +95,10 @@ class View:
             per_step_s = elapsed_s / steps
             left_s = per_step_s * (num_steps - event["step"])
             line += f"  {event['samples'] / per_step_s:,.0f} samples/s"
-            line += f"  {event['tokens'] / per_step_s:,.0f} tokens/s  {_duration(left_s)} left"
+            line += f"  {event['tokens'] / per_step_s:,.0f} tokens/s"
+            line += f"  padding {1 - self.tokens / max(1, self.slots):.1%}"
+            line += f"  data wait {self.data_s / max(1e-9, self.step_s):.1%}"
+            line += f"  {_duration(left_s)} left"
         return line
 
     def _eval(self, event: Event) -> None:

@@ -1,7 +1,10 @@
 """What the launcher asks of a task, and what the tasks share. Imports nothing heavy."""
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+import numpy as np
 
 from launcher.errors import DataError, nearest
 from launcher.recipe import Stage
@@ -14,6 +17,32 @@ if TYPE_CHECKING:
 IGNORED = -100
 LONGEST = 512
 
+Reject: TypeAlias = Callable[[str, str], None]
+"""Takes the place and the fault of a row that cannot be used: raises DataError, or returns, and then
+the row is left out."""
+Ragged: TypeAlias = tuple[np.ndarray, np.ndarray]
+"""The values of all samples one after another, and the length of each (int64)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Samples, as arrays.
+
+    Attributes:
+        ragged: one sequence a sample: `input_ids` (uint16 if the vocabulary allows, else int32), perhaps
+            `target_mask` (uint8, as long as the ids: 1 where a token bears loss) and `token_type_ids` (uint8).
+        scalars: one number a sample, int32: `num_targets` (labels that bear loss), perhaps `labels`.
+        num_skipped: rows that gave no sample, with nothing to learn within the length.
+        num_cut: samples that lost tokens to the length.
+        num_cut_tokens: the tokens they lost.
+    """
+
+    ragged: dict[str, Ragged]
+    scalars: dict[str, np.ndarray]
+    num_skipped: int = 0
+    num_cut: int = 0
+    num_cut_tokens: int = 0
+
 
 class Task(Protocol):
     """How rows become features, a loss, a prediction and a metric."""
@@ -22,6 +51,15 @@ class Task(Protocol):
     """Name of the transformers Auto class."""
     metric: str
     """The metric that judges."""
+    loss_unit: Literal["token", "sample"]
+    """What `num_targets` counts."""
+    label_column: str | None
+    """The files' column that holds the label words; None if the task has none."""
+
+    @property
+    def one_sample_per_row(self) -> bool:
+        """Whether every usable row gives at most one sample, in the order of the rows."""
+        ...
 
     def columns(self, present: Sequence[str]) -> list[str]:
         """Return the files' columns that this task reads, out of those present.
@@ -39,14 +77,13 @@ class Task(Protocol):
         """Take the fast tokenizer and the most tokens of a sample; comes before `features`."""
         ...
 
-    def features(self, rows: "Rows", labels: tuple[str, ...]) -> tuple[dict[str, Any], int]:
+    def features(self, rows: "Rows", labels: tuple[str, ...], reject: Reject) -> Features:
         """Turn rows into samples.
 
-        Returns:
-            The features and the number of rows skipped. Features are lists with one item a sample:
-            `input_ids` (int lists), `labels` (ints, or int lists as long as the ids), `num_targets`
-            (ints: labels that bear loss), and `token_type_ids` (int lists) if the
-            tokenizer gives them and the model needs them.
+        Args:
+            rows: with the columns that `columns` names.
+            labels: what `labels` gave for the train split.
+            reject: is told of each row that cannot be used; such a row counts as no skipped one.
         """
         ...
 
@@ -105,18 +142,46 @@ def optional_column(stage: Stage, name: str, present: Sequence[str]) -> str | No
     return None
 
 
-def texts(rows: "Rows", name: str) -> list[str]:
+def texts(rows: "Rows", name: str, reject: Reject, bad: set[int]) -> list[Any]:
     """Return a column that must hold text in every row.
 
-    Raises:
-        DataError: a value is null or no text; names the file and row.
+    Args:
+        rows: the rows.
+        name: the files' column.
+        reject: is told of each row whose value is no text.
+        bad: rows rejected already; gains those that are rejected here.
     """
     values = rows.columns[name]
-    for i, value in enumerate(values):
-        if not isinstance(value, str):
-            found = "empty (null)" if value is None else f"a {type(value).__name__}, not text"
-            raise DataError(f'{rows.where(i)}: column "{name}" is {found}: fill it in or remove the row')
+    if not are_texts(values):
+        for i, value in enumerate(values):
+            if i not in bad and (fault := text_fault(value)):
+                bad.add(i)
+                reject(rows.where(i), f'column "{name}" is {fault}: fill it in or remove the row')
     return values
+
+
+def are_texts(values: Sequence[Any]) -> bool:
+    """Return whether all values are text that a tokenizer can take."""
+    if not set(map(type, values)) <= {str}:
+        return False
+    try:
+        "".join(values).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def text_fault(value: object) -> str:
+    """Return what is wrong with a value that should be text; empty if nothing is."""
+    if value is None:
+        return "empty (null)"
+    if not isinstance(value, str):
+        return f"a {type(value).__name__}, not text"
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        return f"not Unicode text (half a surrogate pair at character {error.start + 1})"
+    return ""
 
 
 def longest_input(stage: Stage, tokenizer: Any, model: Any) -> int:

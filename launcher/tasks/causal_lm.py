@@ -11,7 +11,7 @@ from torch import Tensor
 
 from launcher.errors import DataError
 from launcher.recipe import Stage
-from launcher.tasks import base, chat
+from launcher.tasks import base, chat, rendering, talks, tokens
 
 if TYPE_CHECKING:
     from launcher.data.source import Rows
@@ -29,12 +29,20 @@ class CausalLM:
 
     auto_model = "AutoModelForCausalLM"
     metric = "loss"
+    label_column = None
+    loss_unit = "token"
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
         self.format: str | None = None if stage.data.format == "auto" else stage.data.format
         self.tokenizer: Any = None
         self.max_length = 0
+        self.renderer: rendering.Renderer | None = None
+
+    @property
+    def one_sample_per_row(self) -> bool:
+        """See `Task.one_sample_per_row`; before `columns` has settled the format: False."""
+        return self.format not in (None, "text") and not self.stage.data.split_long
 
     def columns(self, present: Sequence[str]) -> list[str]:
         """See `Task.columns`. Also settles the format, when the recipe leaves it open."""
@@ -52,30 +60,18 @@ class CausalLM:
 
     def set_tokenizer(self, tokenizer: Any, max_length: int) -> None:
         """Take the tokenizer, and give it the chat template used, so that an export carries it."""
-        self.tokenizer, self.max_length = tokenizer, max_length
+        tokens.settle(tokenizer)
+        self.tokenizer, self.max_length, self.renderer = tokenizer, max_length, None
         if self.format != "text":
             tokenizer.chat_template = chat.template(self.stage.data.chat_template, tokenizer.chat_template)
 
-    def features(self, rows: "Rows", labels: tuple[str, ...]) -> tuple[dict[str, Any], int]:
-        """See `Task.features`; a row of plain text may become many samples."""
+    def features(self, rows: "Rows", labels: tuple[str, ...], reject: base.Reject) -> base.Features:
+        """See `Task.features`; a row of plain text, or with split_long any row, may become many samples."""
         present = list(rows.columns)
         layout = self._format(present)
         if layout == "text":
-            pieces = self._plain(base.texts(rows, base.column(self.stage, "text", present)))
-        else:
-            pieces = self._chat(rows, self._conversations(rows, layout))
-        features: dict[str, Any] = {"input_ids": [], "labels": [], "num_targets": []}
-        skipped = 0
-        for samples in pieces:
-            # Position 0 has no logits that predict it.
-            counts = [int(np.count_nonzero(targets[1:] != base.IGNORED)) for _, targets in samples]
-            skipped += not any(counts)
-            for (ids, targets), count in zip(samples, counts, strict=True):
-                if count:
-                    features["input_ids"].append(ids)
-                    features["labels"].append(targets.tolist())
-                    features["num_targets"].append(count)
-        return features, skipped
+            return self._plain(rows, base.column(self.stage, "text", present), reject)
+        return self._chat(rows, self._talks(rows, layout, present, reject), reject)
 
     def model_options(self, labels: tuple[str, ...]) -> dict[str, Any]:
         """See `Task.model_options`."""
@@ -151,60 +147,41 @@ class CausalLM:
             f" e.g. text: {(*present, 'COLUMN')[0]}"
         )
 
-    def _conversations(self, rows: "Rows", layout: str) -> list[list[chat.Message]]:
-        present = list(rows.columns)
+    def _talks(self, rows: "Rows", layout: str, present: Sequence[str], reject: base.Reject) -> talks.Talks:
         if layout == "messages":
-            values = rows.columns[base.column(self.stage, "messages", present)]
-            return [chat.check_messages(value, rows.where(i)) for i, value in enumerate(values)]
-        questions = base.texts(rows, base.column(self.stage, "instruction", present))
-        answers = base.texts(rows, base.column(self.stage, "output", present))
-        context = base.optional_column(self.stage, "input", present)
-        contexts = rows.columns[context] if context else [None] * len(questions)
-        return [
-            [*chat.instruction_messages(question, extra), {"role": "assistant", "content": answer}]
-            for question, extra, answer in zip(questions, contexts, answers, strict=True)
-        ]
-
-    def _chat(
-        self, rows: "Rows", conversations: list[list[chat.Message]]
-    ) -> list[list[tuple[list[int], np.ndarray]]]:
-        """Return one sample for each conversation: ids and int64 labels of the same length."""
-        if not conversations:
-            return []
-        render = chat.renderer(self.tokenizer)
-        whole = [
-            chat.rendered(render, messages, False, rows.where(i)) for i, messages in enumerate(conversations)
-        ]
-        # A chat template writes every special token itself: transformers adds none after it either.
-        encoded = self.tokenizer(
-            whole,
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            verbose=False,
+            return talks.from_messages(rows, base.column(self.stage, "messages", present), reject)
+        return talks.from_instructions(
+            rows,
+            base.column(self.stage, "instruction", present),
+            base.column(self.stage, "output", present),
+            base.optional_column(self.stage, "input", present),
+            reject,
         )
-        pieces = []
-        for i, (ids, offsets) in enumerate(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)):
-            if self.stage.data.loss_on == "all":
-                targets = np.array(ids, dtype=np.int64)
-            else:
-                spans = chat.assistant_spans(render, conversations[i], rows.where(i))
-                targets = _targets(ids, offsets, spans)
-            pieces.append([(ids[: self.max_length], targets[: self.max_length])])
-        return pieces
 
-    def _plain(self, texts: list[str]) -> list[list[tuple[list[int], np.ndarray]]]:
-        """Return the windows of each text: ids and int64 labels of the same length."""
-        if not texts:
-            return []
-        end = self.tokenizer.eos_token_id
-        pieces = []
-        for ids in self.tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]:
-            if end is not None and ids[-1:] != [end]:
-                ids = [*ids, end]
-            windows = _windows(ids, self.max_length)
-            pieces.append([(window, np.array(window, dtype=np.int64)) for window in windows])
-        return pieces
+    def _chat(self, rows: "Rows", conversations: talks.Talks, reject: base.Reject) -> base.Features:
+        is_all = self.stage.data.loss_on == "all"
+        if self.renderer is None:
+            self.renderer = rendering.Renderer(self.tokenizer, wants_edges=not is_all)
+        whole = self.renderer(conversations, lambda i, why: reject(rows.where(conversations.rows[i]), why))
+        # A chat template writes every special token itself: transformers adds none after it either.
+        if is_all:
+            ids, lengths = tokens.encode(self.tokenizer, whole.texts, add_special_tokens=False)
+            mask = np.ones(len(ids), dtype=np.uint8)
+        else:
+            (ids, lengths), mask = tokens.encode_spans(
+                self.tokenizer, whole.texts, whole.edges, add_special_tokens=False
+            )
+        return _samples(ids, mask, lengths, self.max_length, self.stage.data.split_long)
+
+    def _plain(self, rows: "Rows", name: str, reject: base.Reject) -> base.Features:
+        bad: set[int] = set()
+        texts = base.texts(rows, name, reject, bad)
+        if bad:
+            texts = [text for i, text in enumerate(texts) if i not in bad]
+        ids, lengths = tokens.encode(self.tokenizer, texts, add_special_tokens=True)
+        if (end := self.tokenizer.eos_token_id) is not None:
+            ids, lengths = tokens.with_end((ids, lengths), end)
+        return _samples(ids, np.ones(len(ids), dtype=np.uint8), lengths, self.max_length, is_split=True)
 
     def _predicts_chat(self, tokenizer: Any) -> bool:
         if self.format is not None:
@@ -225,23 +202,43 @@ class CausalLM:
         return ids or [first if first is not None else base.padding_id(tokenizer)]
 
 
-def _targets(ids: list[int], offsets: list[tuple[int, int]], spans: list[chat.Span]) -> np.ndarray:
-    """Return int64 labels: the id of each token that begins inside a span, else -100."""
-    targets = np.array(ids, dtype=np.int64)
-    starts = np.array(offsets, dtype=np.int64).reshape(-1, 2)[:, 0]
-    # Spans are in order and apart, so an odd number of edges at or before a start means inside.
-    edges = np.array(spans, dtype=np.int64).reshape(-1)
-    inside = np.searchsorted(edges, starts, side="right") % 2 == 1
-    return np.where(inside, targets, base.IGNORED)
+def _samples(
+    ids: np.ndarray, mask: np.ndarray, lengths: np.ndarray, size: int, is_split: bool
+) -> base.Features:
+    """Make samples of at most `size` tokens; those without a target are left out.
 
-
-def _windows(ids: list[int], length: int) -> list[list[int]]:
-    """Cut ids into consecutive windows of at most `length`, all but the last two of just that."""
-    cuts = list(range(0, len(ids), length))
-    # A window of one token has nothing to predict: it takes one more from the window before.
-    if len(cuts) > 1 and len(ids) - cuts[-1] == 1 and length > 2:
-        cuts[-1] -= 1
-    return [ids[a:b] for a, b in zip(cuts, [*cuts[1:], len(ids)], strict=True)]
+    Args:
+        ids: of all rows, one after another.
+        mask: uint8 as long as the ids: 1 where a token bears loss.
+        lengths: int64, tokens of each row.
+        size: the most tokens of a sample.
+        is_split: whether what is longer makes further samples, or is lost.
+    """
+    lost = np.zeros(len(lengths), dtype=np.int64)
+    if is_split:
+        lengths, owners = tokens.windows(lengths, size)
+    else:
+        owners, lost = np.arange(len(lengths)), np.maximum(lengths - size, 0)
+        if lost.any():
+            inside = tokens.heads(lengths, size)
+            ids, mask, lengths = ids[inside], mask[inside], lengths - lost
+    total = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])
+    ends = np.cumsum(lengths)
+    # Position 0 has no logits that predict it.
+    counts = total[ends] - total[np.minimum(ends - lengths + 1, ends)]
+    kept = counts > 0
+    num_skipped = len(lost) - len(np.unique(owners[kept]))
+    if not kept.all():
+        inside = np.repeat(kept, lengths)
+        ids, mask, lengths, counts = ids[inside], mask[inside], lengths[kept], counts[kept]
+        owners = owners[kept]
+    return base.Features(
+        ragged={"input_ids": (ids, lengths), "target_mask": (mask, lengths)},
+        scalars={"num_targets": counts.astype(np.int32)},
+        num_skipped=num_skipped,
+        num_cut=int(np.count_nonzero(lost[owners])),
+        num_cut_tokens=int(lost[owners].sum()),
+    )
 
 
 def _stopping(tokenizer: Any, mark: str) -> dict[str, Any]:

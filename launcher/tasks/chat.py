@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from launcher.errors import DataError, nearest
+from launcher.tasks.base import text_fault
 
 Message = dict[str, Any]
 Render = Callable[[list[Message], bool], str]
@@ -53,59 +54,72 @@ def template(name: str | None, own: str | None) -> str:
 
 
 def renderer(tokenizer: Any) -> Render:
-    """Return the function that renders messages with the tokenizer's template."""
+    """Return the function that renders messages with the tokenizer's template.
+
+    The same as `tokenizer.apply_chat_template`, without what that does anew for each conversation.
+    """
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    source, special_tokens = tokenizer.get_chat_template(), tokenizer.special_tokens_map
 
     def render(messages: list[Message], generation_prompt: bool) -> str:
-        text: str = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=generation_prompt
+        texts, _ = render_jinja_template(
+            conversations=[messages],
+            chat_template=source,
+            add_generation_prompt=generation_prompt,
+            **special_tokens,
         )
+        text: str = texts[0]
         return text
 
     return render
 
 
-def rendered(render: Render, messages: list[Message], generation_prompt: bool, where: str) -> str:
-    """Render, or say in which row the template failed.
+def rendered(render: Render, messages: list[Message], generation_prompt: bool) -> str:
+    """Render, or say why the template failed.
 
     Raises:
-        DataError: the template refuses these messages.
+        DataError: the template refuses these messages; without the place, which the caller knows.
     """
     try:
-        return render(messages, generation_prompt)
+        text = render(messages, generation_prompt)
+        text.encode()
     except (TemplateError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{where}: the chat template refuses these messages: {reason}") from None
+        raise DataError(f"the chat template refuses these messages: {reason}") from None
+    return text
 
 
-def assistant_spans(render: Render, messages: list[Message], where: str = "messages") -> list[Span]:
+def assistant_spans(render: Render, messages: list[Message], whole: str) -> list[Span]:
     """Find the characters of the rendered conversation that the assistant has to produce.
 
     Args:
         render: the template.
         messages: the conversation.
-        where: file and row, for errors.
+        whole: the conversation, rendered.
 
     Returns:
         One (start, end) for each assistant turn: its content and its end mark, without white space
         that follows an end mark.
 
     Raises:
-        DataError: the template renders the beginning of a conversation otherwise than the whole.
+        DataError: the template renders the beginning of a conversation otherwise than the whole;
+            without the place, which the caller knows.
     """
-    whole = rendered(render, messages, False, where)
     spans = []
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        until = rendered(render, messages[: i + 1], False, where)
+        is_last = i + 1 == len(messages)
+        until = whole if is_last else rendered(render, messages[: i + 1], False)
         if i:
-            before = rendered(render, messages[:i], True, where)
+            before = rendered(render, messages[:i], True)
         else:
             # Many templates cannot render no messages at all: a first turn starts at its text.
             before = until.partition(message["content"].strip() or until)[0]
         if not (until.startswith(before) and whole.startswith(until)):
             raise DataError(
-                f"{where}: the chat template renders message {i + 1} otherwise at the end than amid"
+                f"the chat template renders message {i + 1} otherwise at the end than amid"
                 " the conversation, so the assistant's part cannot be told; set loss_on: all, or"
                 " give another chat_template"
             )
@@ -118,30 +132,26 @@ def assistant_spans(render: Render, messages: list[Message], where: str = "messa
     return spans
 
 
-def check_messages(value: Any, where: str) -> list[Message]:
+def check_messages(value: Any) -> list[Message]:
     """Return a row's messages without the nulls that Arrow adds for absent keys.
 
     Raises:
-        DataError: it is not a list of {role, content}.
+        DataError: it is not a list of {role, content}; without the place, which the caller knows.
     """
     if not isinstance(value, list) or not value:
-        raise DataError(f"{where}: messages must be a list of {{role, content}}, not {_kind(value)}")
+        raise DataError(f"messages must be a list of {{role, content}}, not {_kind(value)}")
     messages = []
     for i, message in enumerate(value):
         for key in ("role", "content"):
-            if not isinstance(message, dict) or not isinstance(message.get(key), str):
+            text = message.get(key) if isinstance(message, dict) else None
+            if not isinstance(text, str):
                 raise DataError(
-                    f'{where}: message {i + 1} has no text under "{key}":'
-                    " messages must be a list of {role, content}"
+                    f'message {i + 1} has no text under "{key}": messages must be a list of {{role, content}}'
                 )
+            if fault := text_fault(text):
+                raise DataError(f'message {i + 1}: its text under "{key}" is {fault}')
         messages.append({key: item for key, item in message.items() if item is not None})
     return messages
-
-
-def instruction_messages(instruction: str, context: str | None) -> list[Message]:
-    """Return the user's turn of an instruction row."""
-    content = f"{instruction}\n\n{context}" if context else instruction
-    return [{"role": "user", "content": content}]
 
 
 def end_mark(render: Render) -> str:

@@ -4,18 +4,20 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from launcher.errors import DataError
 from launcher.recipe import Stage
-from launcher.tasks import base
+from launcher.tasks import base, tokens
 
 if TYPE_CHECKING:
     from launcher.data.source import Rows
 
 SHOWN_LABELS = 10
+_LABEL_TYPES = {str, int, bool}
 
 
 class TextClassification:
@@ -23,6 +25,8 @@ class TextClassification:
 
     auto_model = "AutoModelForSequenceClassification"
     metric = "accuracy"
+    loss_unit = "sample"
+    one_sample_per_row = True
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
@@ -38,12 +42,17 @@ class TextClassification:
         return [text, *([pair] if pair else []), base.column(self.stage, "label", present)]
 
     def labels(self, rows: "Iterable[Rows]") -> tuple[str, ...]:
-        """Return the labels given by the recipe, or the sorted labels of the train split."""
+        """Return the labels given by the recipe, or the sorted labels of the train split.
+
+        Values that cannot be labels are passed over here: `features` rejects their rows.
+        """
         if self.stage.data.labels is not None:
             return tuple(self.stage.data.labels)
         found: set[str | int] = set()
         for piece in rows:
-            found.update(self._values(piece))
+            values = self._values(piece)
+            usable = set(map(type, values)) <= _LABEL_TYPES
+            found.update(values if usable else (v for v in values if isinstance(v, str | int)))
         if len(found) < 2:
             raise DataError(
                 f"stages.{self.stage.name}.data.train: {len(found)} label(s) in column"
@@ -55,30 +64,29 @@ class TextClassification:
 
     def set_tokenizer(self, tokenizer: Any, max_length: int) -> None:
         """See `Task.set_tokenizer`."""
+        tokens.settle(tokenizer)
         self.tokenizer, self.max_length = tokenizer, max_length
 
-    def features(self, rows: "Rows", labels: tuple[str, ...]) -> tuple[dict[str, Any], int]:
-        """Tokenise in one batch call; no row is ever skipped. See `Task.features`."""
+    def features(self, rows: "Rows", labels: tuple[str, ...], reject: base.Reject) -> base.Features:
+        """See `Task.features`; no row is ever skipped."""
         present = list(rows.columns)
         pair = base.optional_column(self.stage, "text_pair", present)
-        texts = base.texts(rows, base.column(self.stage, "text", present))
-        ids = self._label_ids(rows, labels)
-        if not texts:
-            return {"input_ids": [], "labels": [], "num_targets": []}, 0
-        encoded = self.tokenizer(
-            texts,
-            base.texts(rows, pair) if pair else None,
-            truncation=True,
-            max_length=self.max_length,
-            padding=False,
-            return_attention_mask=False,
+        bad: set[int] = set()
+        texts = base.texts(rows, base.column(self.stage, "text", present), reject, bad)
+        pairs = base.texts(rows, pair, reject, bad) if pair else None
+        ids = self._label_ids(rows, labels, reject, bad)
+        if bad:
+            kept = [i for i in range(len(texts)) if i not in bad]
+            texts, ids = [texts[i] for i in kept], ids[kept]
+            pairs = [pairs[i] for i in kept] if pairs is not None else None
+        encoded = tokens.encode_cut(self.tokenizer, texts, pairs, self.max_length)
+        lost = encoded.lost[encoded.lost > 0]
+        return base.Features(
+            ragged=encoded.ragged,
+            scalars={"labels": ids, "num_targets": np.ones(len(ids), dtype=np.int32)},
+            num_cut=len(lost),
+            num_cut_tokens=int(lost.sum()),
         )
-        # A fast tokenizer remembers the last truncation, and would take it into the export.
-        self.tokenizer.backend_tokenizer.no_truncation()
-        features = {"input_ids": encoded["input_ids"], "labels": ids, "num_targets": [1] * len(ids)}
-        if "token_type_ids" in encoded:
-            features["token_type_ids"] = encoded["token_type_ids"]
-        return features, 0
 
     def model_options(self, labels: tuple[str, ...]) -> dict[str, Any]:
         """See `Task.model_options`."""
@@ -145,34 +153,51 @@ class TextClassification:
         best = model(**encoded.to(model.device)).logits.argmax(-1).tolist()
         return [model.config.id2label[i] for i in best]
 
-    def _values(self, rows: "Rows") -> list[str | int]:
-        values = rows.columns[base.column(self.stage, "label", list(rows.columns))]
-        for i, value in enumerate(values):
-            if not isinstance(value, str | int):
-                found = "empty (null)" if value is None else f"a {type(value).__name__}"
-                raise DataError(
-                    f'{rows.where(i)}: column "{self.label_column}" is {found}:'
-                    " a label is a word or an integer"
-                )
-        return values
+    def _values(self, rows: "Rows") -> list[Any]:
+        return rows.columns[base.column(self.stage, "label", list(rows.columns))]
 
-    def _label_ids(self, rows: "Rows", labels: tuple[str, ...]) -> list[int]:
-        known: dict[Any, int] = {word: i for i, word in enumerate(labels)}
+    def _label_ids(
+        self, rows: "Rows", labels: tuple[str, ...], reject: base.Reject, bad: set[int]
+    ) -> np.ndarray:
+        """Return the int32 index of each row's label; any number for the rows in `bad`."""
+        values = self._values(rows)
+        if not set(map(type, values)) <= _LABEL_TYPES:
+            values = self._usable(rows, values, reject, bad)
         given = self.stage.data.labels is not None
-        ids: list[int] = []
-        for i, value in enumerate(self._values(rows)):
-            # A number is an index only into names that the recipe gives; else it is its own name.
-            if given and not isinstance(value, str):
-                found = int(value) if 0 <= value < len(labels) else None
-            else:
-                found = known.get(str(value))
-            if found is None:
-                raise DataError(self._unknown_label(rows.where(i), value, labels))
-            ids.append(found)
+        if not given and bool in set(map(type, values)):
+            values = list(map(str, values))  # else True and 1 are the same key
+        known: dict[Any, int] = {word: i for i, word in enumerate(labels)}
+        # A number is an index only into names that the recipe gives; else it is its own name.
+        table = {
+            value: (int(value) if 0 <= value < len(labels) else -1)
+            if given and not isinstance(value, str)
+            else known.get(str(value), -1)
+            for value in set(values)
+        }
+        ids = np.fromiter(map(table.__getitem__, values), dtype=np.int32, count=len(values))
+        for i in np.flatnonzero(ids < 0).tolist():
+            if i not in bad:
+                bad.add(i)
+                reject(rows.where(i), self._unknown_label(values[i], labels))
         return ids
 
-    def _unknown_label(self, where: str, value: object, labels: tuple[str, ...]) -> str:
+    def _usable(self, rows: "Rows", values: list[Any], reject: base.Reject, bad: set[int]) -> list[Any]:
+        """Reject the rows whose value cannot be a label; return the values with "" in their place."""
+        wrong = [i for i, value in enumerate(values) if not isinstance(value, str | int)]
+        usable = list(values)
+        for i in wrong:
+            usable[i] = ""
+            if i not in bad:
+                found = "empty (null)" if values[i] is None else f"a {type(values[i]).__name__}"
+                bad.add(i)
+                reject(
+                    rows.where(i),
+                    f'column "{self.label_column}" is {found}: a label is a word or an integer',
+                )
+        return usable
+
+    def _unknown_label(self, value: object, labels: tuple[str, ...]) -> str:
         shown = ", ".join(labels[:SHOWN_LABELS]) + (", ..." if len(labels) > SHOWN_LABELS else "")
         if self.stage.data.labels is not None:
-            return f'{where}: label "{value}" is not among the recipe\'s data.labels ({shown})'
-        return f'{where}: label "{value}" does not occur in the train split (its labels: {shown})'
+            return f'label "{value}" is not among the recipe\'s data.labels ({shown})'
+        return f'label "{value}" does not occur in the train split (its labels: {shown})'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import deepspeed
@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from launcher.plan.plan import StagePlan
 from launcher.train import model as models
+from launcher.train import packed
 
 if TYPE_CHECKING:
     from launcher.data.feed import MicroBatch, StepBatch
@@ -38,6 +39,8 @@ class Engine:
             model=model, model_parameters=models.parameter_groups(model), config=plan.ds
         )
         self.has_own_scheduler = scheduler is not None
+        if plan.kind == "packed":
+            packed.check(self.module)
 
     @property
     def module(self) -> Any:
@@ -79,6 +82,24 @@ class Engine:
         loss, wanted = told.tolist()
         return StepResult(loss / max(1, batch.num_targets), self._norm(own_norm), used_lr, wanted > 0)
 
+    def pinned(self, batch: StepBatch) -> StepBatch:
+        """Return the batch in page-locked memory, from which it is copied to a GPU beside its work."""
+        if self.device.type != "cuda":
+            return batch
+        micro_batches = [
+            replace(each, features={k: torch.from_numpy(v).pin_memory() for k, v in each.features.items()})
+            for each in batch.micro_batches
+        ]
+        return replace(batch, micro_batches=micro_batches)
+
+    def prove_packing(self, batch: MicroBatch) -> None:
+        """Show on a packed micro-batch that no sample sees another; every rank must call it.
+
+        Raises:
+            ModelError: one does.
+        """
+        packed.self_test(self.module, self._logits, self._tensors(batch))
+
     @torch.no_grad()
     def evaluate(self, batches: Iterable[MicroBatch]) -> dict[str, float]:
         """Return exact metrics: sums over each rank's samples, added up once over all ranks."""
@@ -106,12 +127,14 @@ class Engine:
         del self.engine, self.optimizer
 
     def _logits(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        inputs = {name: value for name, value in tensors.items() if name != "labels"}
+        inputs: dict[str, Any] = {name: value for name, value in tensors.items() if name != "labels"}
+        if "position_ids" in inputs:
+            inputs = packed.inputs(self.module, inputs)
         return self.engine(**inputs).logits
 
     def _tensors(self, batch: MicroBatch) -> dict[str, torch.Tensor]:
         return {
-            name: torch.from_numpy(values).to(self.device, non_blocking=True)
+            name: torch.as_tensor(values).to(self.device, non_blocking=True)
             for name, values in batch.features.items()
         }
 

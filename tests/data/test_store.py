@@ -1,157 +1,159 @@
-import itertools
 import json
+import os
+import threading
+import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from launcher.data.store import Features, open_split, read_facts, write_split
-from launcher.errors import DataError
-from launcher.plan.plan import SplitFacts
+from launcher.data import store
+from launcher.data.order import unit_ids
+from launcher.data.split import Split
+from launcher.data.store import Counts, Store
+from launcher.errors import DataError, StorageError
+from tests.data import stores
+
+SIZES = [10, 0, 25, 5]
+IDS = stores.samples(40)
 
 
-def sequences(count: int) -> list[list[int]]:
-    rng = np.random.default_rng(0)
-    return [rng.integers(0, 50_000, length).tolist() for length in rng.integers(0, 30, count)]
+def made(directory: Path, **options: object) -> Store:
+    return stores.make(directory, stores.in_blocks(IDS, SIZES), **options)  # type: ignore[arg-type]
 
 
-def features(ids: list[list[int]], first: int = 0) -> Features:
-    targets = np.array([len(x) // 2 for x in ids], dtype=np.int64)
-    labels = [np.array([-100, *x[1:]][: len(x)], dtype=np.int64) for x in ids]
-    return {
-        "input_ids": ids,
-        "labels": labels,
-        "num_targets": targets,
-        "kind": np.arange(first, first + len(ids)),
-    }
+def test_round_trip_across_blocks(tmp_path: Path) -> None:
+    split = Split([made(tmp_path / "s")])
+    everything = split.all_samples()
+    assert len(everything) == 40
+    asked = everything[[39, 0, 9, 10, 34, 35, 9]]
+    wanted = [IDS[i] for i in (39, 0, 9, 10, 34, 35, 9)]
+    taken = split.ragged(asked)
+    assert [x.tolist() for x in taken["input_ids"]] == wanted
+    assert [x.tolist() for x in taken["target_mask"]] == [[0, *[1] * (len(x) - 1)] for x in wanted]
+    assert all(not x.flags.owndata and not x.flags.writeable for x in taken["input_ids"])
+    assert split.lengths(asked).tolist() == [len(x) for x in wanted]
+    assert split.targets(asked).tolist() == [len(x) - 1 for x in wanted]
 
 
-def parts(ids: list[list[int]], *sizes: int) -> list[Features]:
-    ends = np.cumsum([0, *sizes]).tolist()
-    return [features(ids[a:b], a) for a, b in itertools.pairwise(ends)]
+def test_scalars(tmp_path: Path) -> None:
+    split = Split([made(tmp_path / "s", labelled=True)])
+    asked = split.all_samples()[[39, 3, 12]]
+    assert split.scalars(asked)["labels"].tolist() == [39, 3, 12]
 
 
-def write(directory: Path, given: Any, labels: tuple[str, ...] = ()) -> SplitFacts:
-    return write_split(directory, given, num_rows=lambda: 50, num_skipped=lambda: 3, labels=labels)
+def test_several_data_sets(tmp_path: Path) -> None:
+    split = Split([made(tmp_path / "a"), stores.make(tmp_path / "b", [IDS[:3]])])
+    everything = split.all_samples()
+    assert len(everything) == 43
+    assert [x.tolist() for x in split.ragged(everything[[41, 5]])["input_ids"]] == [IDS[1], IDS[5]]
 
 
-def test_round_trip_across_parts(tmp_path: Path) -> None:
-    ids = sequences(40)
-    facts = write(tmp_path / "s", parts(ids, 10, 0, 25, 5), ("no", "yes"))
-    split = open_split(tmp_path / "s")
-    assert split.num_samples == facts.num_samples == 40
-    assert split.lengths.dtype == split.num_targets.dtype == np.int64
-    assert split.lengths.tolist() == [len(x) for x in ids]
-    assert split.num_targets.tolist() == [len(x) // 2 for x in ids]
-    assert set(split.ragged) == {"input_ids", "labels"} and set(split.scalars) == {"num_targets", "kind"}
-    asked = np.array([39, 0, 9, 10, 34, 35, 9])
-    taken = split.take(asked)
-    assert [x.tolist() for x in taken["input_ids"]] == [ids[i] for i in asked]
-    assert [x.tolist() for x in taken["labels"]] == [[-100, *ids[i][1:]][: len(ids[i])] for i in asked]
-    assert np.array_equal(taken["kind"], asked)
-    assert all(x.dtype == np.int32 and not x.flags.owndata for x in taken["input_ids"])
+def test_packs_hold_every_sample_once(tmp_path: Path) -> None:
+    made_store = made(tmp_path / "s", capacity=20)
+    split = Split([made_store], packed=True)
+    counts = made_store.num_units(np.arange(4), packed=True)
+    units = np.concatenate([unit_ids(0, np.full(n, b), np.arange(n)) for b, n in enumerate(counts)])
+    samples, owners = split.samples_of(units)
+    assert sorted(samples.tolist()) == sorted(split.all_samples().tolist())
+    assert np.bincount(owners, weights=split.lengths(samples)).max() <= 20
+    assert np.array_equal(owners, np.sort(owners)) and set(owners.tolist()) == set(range(len(units)))
+    few, theirs = split.samples_of(units[[5, 2]])
+    assert few[theirs == 0].tolist() == samples[owners == 5].tolist()
+    assert few[theirs == 1].tolist() == samples[owners == 2].tolist()
 
 
-def test_facts_are_exact_and_read_back(tmp_path: Path) -> None:
-    ids = sequences(20)
-    facts = write(tmp_path / "s", parts(ids, 20), ("no", "yes"))
-    assert facts == read_facts(tmp_path / "s")
-    assert facts == SplitFacts(
-        num_rows=50,
-        num_samples=20,
-        exact=True,
-        store=str(tmp_path / "s"),
-        fingerprint=facts.fingerprint,
-        num_skipped=3,
-        num_tokens=sum(map(len, ids)),
-        num_targets=sum(len(x) // 2 for x in ids),
-        labels=("no", "yes"),
-    )
-    assert len(facts.fingerprint) == 32
+def test_rows_without_a_sample_leave_holes(tmp_path: Path) -> None:
+    made_store = made(tmp_path / "s", nominal=[12, 3, 25, 6])
+    assert made_store.num_units(np.arange(4), packed=False).tolist() == [12, 3, 25, 6]
+    units = np.concatenate([unit_ids(0, np.full(n, b), np.arange(n)) for b, n in enumerate([12, 3, 25, 6])])
+    samples, owners = Split([made_store]).samples_of(units)
+    assert len(samples) == 40 and not {10, 11, 12, 13, 14, 45} & set(owners.tolist())
 
 
-def test_counts_are_asked_for_after_the_parts(tmp_path: Path) -> None:
-    seen = []
-
-    def stream() -> Any:
-        for part in parts(sequences(6), 3, 3):
-            seen.append(part)
-            yield part
-
-    facts = write_split(
-        tmp_path / "s", stream(), num_rows=lambda: len(seen), num_skipped=lambda: -len(seen), labels=()
-    )
-    assert (facts.num_rows, facts.num_skipped) == (2, -2)
+def test_counts_of_a_whole_store(tmp_path: Path) -> None:
+    made_store = made(tmp_path / "s", capacity=20)
+    assert made_store.meta is not None
+    counts = Counts(**made_store.meta["counts"])
+    assert counts.num_samples == counts.num_rows == 40
+    assert counts.num_tokens == sum(map(len, IDS)) and counts.num_targets == sum(len(x) - 1 for x in IDS)
+    assert made_store.num_units(np.array([2, 0]), packed=False).tolist() == [25, 10]
 
 
-def test_fingerprint_is_of_the_content_alone(tmp_path: Path) -> None:
-    ids = sequences(30)
-    one = write(tmp_path / "a", parts(ids, 30)).fingerprint
-    assert write(tmp_path / "b", parts(ids, 1, 0, 12, 17)).fingerprint == one
-    arrays = [
-        {**p, "input_ids": [np.array(x, dtype=np.int64) for x in p["input_ids"]]} for p in parts(ids, 30)
-    ]
-    assert write(tmp_path / "c", arrays).fingerprint == one
+def test_content_is_told_from_the_samples_alone(tmp_path: Path) -> None:
+    prints = {}
+    changed = [[5, 6, 7], [8]]
+    for name, ids in [("a", changed), ("b", changed), ("c", [[5, 6], [7, 8]]), ("d", [[5, 6, 7], [9]])]:
+        meta = stores.make(tmp_path / name, [ids]).meta
+        assert meta is not None
+        prints[name] = meta["content"]
+    assert prints["a"] == prints["b"] and len(set(prints.values())) == 3
 
 
-def test_fingerprint_sees_every_change(tmp_path: Path) -> None:
-    base = {"input_ids": [[1, 2], [3]], "num_targets": np.array([1, 1])}
-    changed = [
-        base,
-        {**base, "input_ids": [[1], [2, 3]]},
-        {**base, "input_ids": [[3], [1, 2]]},
-        {**base, "num_targets": np.array([1, 2])},
-        {**base, "labels": np.array([1, 1])},
-        {**base, "other": np.array([1, 1])},
-    ]
-    prints = {write(tmp_path / str(i), [part]).fingerprint for i, part in enumerate(changed)}
-    assert len(prints) == len(changed)
+def test_a_reader_waits_for_a_block_that_is_being_made(tmp_path: Path) -> None:
+    blocks = stores.in_blocks(IDS, SIZES)
+    stores.begin(tmp_path, SIZES)
+    stores.write_block(tmp_path, 0, blocks[0])
+    reader = Store(tmp_path)
+    assert reader.meta is None and reader.num_blocks == 4
+    assert len(reader.block(0).lengths) == 10
+    late = threading.Timer(0.4, stores.write_block, (tmp_path, 2, blocks[2]))
+    late.start()
+    began_s = time.monotonic()
+    assert len(reader.block(2).lengths) == 25
+    assert time.monotonic() - began_s > 0.3
+    late.join()
 
 
-@pytest.mark.parametrize("given", [[], [{"input_ids": [], "num_targets": np.array([])}]])
-def test_an_empty_split(tmp_path: Path, given: list[Features]) -> None:
-    assert write(tmp_path / "s", given).num_samples == 0
-    split = open_split(tmp_path / "s")
-    assert split.num_samples == 0 and split.lengths.shape == split.num_targets.shape == (0,)
+def test_a_reader_is_told_why_no_block_comes(tmp_path: Path) -> None:
+    stores.begin(tmp_path, SIZES)
+    (tmp_path / store.ERROR).write_text(json.dumps({"message": "a.jsonl, line 7: not valid JSON"}))
+    with pytest.raises(DataError, match="line 7: not valid JSON"):
+        Store(tmp_path).block(0)
 
 
-def test_nothing_appears_when_a_part_fails(tmp_path: Path) -> None:
-    def stream() -> Any:
-        yield from parts(sequences(3), 3)
-        raise DataError("row 4")
-
-    with pytest.raises(DataError, match="row 4"):
-        write(tmp_path / "s", stream())
-    assert list(tmp_path.iterdir()) == []
-    assert read_facts(tmp_path / "s") is None
-    with pytest.raises(DataError, match="not a prepared split"):
-        open_split(tmp_path / "s")
+def test_blocks_used_longest_ago_are_closed(tmp_path: Path) -> None:
+    ids = stores.samples(30)
+    stores.make(tmp_path, [[x] for x in ids])
+    few = Store(tmp_path, most_open=4)
+    for block in range(30):
+        assert few.block(block).lengths.tolist() == [len(ids[block])]
+    maps = Path("/proc/self/maps").read_text().count(str(tmp_path))
+    assert maps <= 4
 
 
-def test_the_first_whole_store_stays(tmp_path: Path) -> None:
-    first = write(tmp_path / "s", parts(sequences(3), 3))
-    assert write(tmp_path / "s", parts(sequences(9), 9)) == first
+def test_nothing_appears_when_a_disk_is_full(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.system(f"mount -t tmpfs -o size=256k tmpfs {disk} 2>/dev/null"):
+        pytest.skip("mounting a small disk is not allowed here")
+    try:
+        directory = disk / "s"
+        stores.begin(directory, [10, 10])
+        stores.write_block(directory, 0, IDS[:10])
+        with pytest.raises(StorageError, match="No space left on device; what was prepared so far is kept"):
+            stores.write_block(directory, 1, [list(range(200_000))])
+        assert sorted(file.name for file in directory.iterdir()) == ["block-000000.arrow", store.MANIFEST]
+        assert store.block_counts(directory / "block-000000.arrow") is not None
+        assert store.read_meta(directory) is None
+    finally:
+        os.system(f"umount -l {disk}")
 
 
-def test_a_damaged_store_says_so(tmp_path: Path) -> None:
-    write(tmp_path / "s", parts(sequences(3), 3))
-    (tmp_path / "s" / "part-00000.arrow").write_bytes(b"ARROW")
-    with pytest.raises(DataError, match="part-00000.arrow: not readable, delete"):
-        open_split(tmp_path / "s")
-    (tmp_path / "s" / "meta.json").write_text(json.dumps({"format": 0}))
-    assert read_facts(tmp_path / "s") is None
+def test_a_damaged_store_is_not_whole(tmp_path: Path) -> None:
+    made(tmp_path / "s")
+    block = tmp_path / "s" / "block-000002.arrow"
+    block.write_bytes(block.read_bytes()[:-100])
+    assert store.read_meta(tmp_path / "s") is None
+    assert store.block_counts(block) is None
+    with pytest.raises(DataError, match="block-000002.arrow: not readable, delete"):
+        Store(tmp_path / "s").block(2)
 
 
-@pytest.mark.parametrize(
-    ("ids", "error"), [([[2**40]], OverflowError), ([np.array([2**33])], OverflowError), ([[1.5]], TypeError)]
-)
-def test_what_is_no_32_bit_integer_is_refused(tmp_path: Path, ids: Any, error: type[Exception]) -> None:
-    with pytest.raises(error):
-        write(tmp_path / "s", [{"input_ids": ids, "num_targets": np.array([1])}])
-
-
-def test_parts_must_have_the_same_features(tmp_path: Path) -> None:
-    part = {"input_ids": [[1]], "num_targets": np.array([1])}
-    with pytest.raises(ValueError, match="differ in their features"):
-        write(tmp_path / "s", [part, {**part, "labels": np.array([1])}])
+def test_a_store_of_another_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / store.MANIFEST).write_text(json.dumps({"format": 1}))
+    assert store.read_manifest(tmp_path) is None
+    with pytest.raises(DataError, match="another version"):
+        Store(tmp_path)

@@ -16,9 +16,11 @@ def _events(num_steps: int) -> list[dict]:
         "stage": "source",
         "start": 0,
         "num_steps": num_steps,
-        "samples_per_step": 8,
+        "units_per_step": 8,
+        "unit": "samples",
     }
-    values = {"kind": "step", "stage": "source", "lr": 1e-4, "samples": 8, "tokens": 100}
+    values = {"kind": "step", "stage": "source", "lr": 1e-4, "samples": 8, "tokens": 100, "slots": 125}
+    values |= {"step_s": 1.0, "data_s": 0.01}
     steps = [values | {"step": n, "loss": 1.0 / n, "time": 100.0 + n} for n in range(1, num_steps + 1)]
     return [
         begin,
@@ -34,7 +36,10 @@ def test_plain_lines() -> None:
         view.show(event)
     lines = stream.getvalue().splitlines()
     assert lines[0] == "stage source: 5 steps of 8 samples"
-    assert lines[-2] == "source  step 5/5  loss 0.2000  lr 1.00e-04  8 samples/s  100 tokens/s  0:00 left"
+    assert lines[-2] == (
+        "source  step 5/5  loss 0.2000  lr 1.00e-04  8 samples/s  100 tokens/s"
+        "  padding 20.0%  data wait 1.0%  0:00 left"
+    )
     assert lines[-1] == "source  step 5  eval: accuracy 0.5000"
     assert len(lines) == 4
 
@@ -46,6 +51,20 @@ def test_one_live_line_is_closed_before_the_next() -> None:
         view.show(event)
     assert stream.getvalue().count("\r") == 2
     assert "left\nsource  step 3  eval" in stream.getvalue()
+
+
+def test_the_preparation_is_shown_until_training_begins() -> None:
+    stream = io.StringIO()
+    view = View(stream)
+    event = {"kind": "preparation", "store": "source", "done": 3, "chunks": 10, "tokens": 3000}
+    event |= {"bad": 2, "seconds": 2.0, "is_whole": False}
+    view.show(event)
+    assert stream.getvalue() == "preparing source: 3/10 chunks, 3,000 tokens, 1,500 tokens/s, 2 bad rows\n"
+    for each in _events(1):
+        view.show(each)
+    before = stream.getvalue()
+    view.show(event)
+    assert stream.getvalue() == before
 
 
 def test_unknown_events_are_passed_over() -> None:

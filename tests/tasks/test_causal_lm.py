@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -32,6 +33,15 @@ class Rows:
 
     def where(self, i: int) -> str:
         return f"talk.jsonl, row {i + 1}"
+
+
+def refuse(where, reason):
+    raise DataError(f"{where}: {reason}")
+
+
+def lists(ragged):
+    values, lengths = ragged
+    return [part.tolist() for part in np.split(values, np.cumsum(lengths)[:-1])] if len(lengths) else []
 
 
 @pytest.fixture
@@ -69,25 +79,46 @@ def make(tokenizer, max_length=512, **data):
     return task
 
 
-def learned(tokenizer, features, i=0):
-    kept = [t for t in features["labels"][i] if t != -100]
+def ids_of(made):
+    return lists(made.ragged["input_ids"])
+
+
+def labels_of(made):
+    masks = lists(made.ragged["target_mask"])
+    pairs = zip(ids_of(made), masks, strict=True)
+    return [[t if m else -100 for t, m in zip(ids, mask, strict=True)] for ids, mask in pairs]
+
+
+def learned(tokenizer, made, i=0):
+    kept = [t for t in labels_of(made)[i] if t != -100]
     return tokenizer.decode(kept, skip_special_tokens=False)
 
 
 def test_chatml_loss_is_on_the_assistant_turns_and_their_end_marks(tokenizer):
     task = make(tokenizer)
-    features, skipped = task.features(Rows({"messages": [TALK, TALK[:3]]}), ())
-    assert skipped == 0
-    assert learned(tokenizer, features, 0) == "Hi, é!<|im_end|> Bye\nnow<|im_end|>"
-    assert learned(tokenizer, features, 1) == "Hi, é!<|im_end|>"
-    assert features["num_targets"][1] == sum(t != -100 for t in features["labels"][1])
+    made = task.features(Rows({"messages": [TALK, TALK[:3]]}), (), refuse)
+    assert made.num_skipped == 0 and made.num_cut == 0
+    assert learned(tokenizer, made, 0) == "Hi, é!<|im_end|> Bye\nnow<|im_end|>"
+    assert learned(tokenizer, made, 1) == "Hi, é!<|im_end|>"
+    assert made.scalars["num_targets"][1] == sum(t != -100 for t in labels_of(made)[1])
     assert "<|im_start|>" in tokenizer.chat_template
+    values, lengths = made.ragged["input_ids"]
+    assert values.dtype == np.uint16 and lengths.dtype == np.int64
+    assert made.ragged["target_mask"][0].dtype == np.uint8
+    assert made.scalars["num_targets"].dtype == np.int32
+
+
+def test_large_vocabularies_get_wider_ids(tokenizer):
+    tokenizer.add_tokens([f"<{i}>" for i in range(1 << 16)])
+    made = make(tokenizer).features(Rows({"text": ["Hello<65535>"]}), (), refuse)
+    assert made.ragged["input_ids"][0].dtype == np.int32
+    assert tokenizer.decode(ids_of(made)[0]) == "Hello<65535></s>"
 
 
 def test_plain_template_ends_turns_with_eos(tokenizer):
-    features, _ = make(tokenizer, chat_template="plain").features(Rows({"messages": [TALK]}), ())
-    assert learned(tokenizer, features) == "Hi, é!</s> Bye\nnow</s>"
-    assert features["input_ids"][0].count(tokenizer.bos_token_id) == 1
+    made = make(tokenizer, chat_template="plain").features(Rows({"messages": [TALK]}), (), refuse)
+    assert learned(tokenizer, made) == "Hi, é!</s> Bye\nnow</s>"
+    assert ids_of(made)[0].count(tokenizer.bos_token_id) == 1
 
 
 def test_turn_without_end_mark_keeps_its_newline(tokenizer, tmp_path):
@@ -96,45 +127,91 @@ def test_turn_without_end_mark_keeps_its_newline(tokenizer, tmp_path):
         "{% for m in messages %}{{ m.role }}:\n{{ m.content }}\n\n{% endfor %}"
         "{% if add_generation_prompt %}assistant:\n{% endif %}"
     )
-    features, _ = make(tokenizer, chat_template=str(file)).features(Rows({"messages": [TALK]}), ())
-    assert learned(tokenizer, features).startswith("Hi, é!\n")
+    made = make(tokenizer, chat_template=str(file)).features(Rows({"messages": [TALK]}), (), refuse)
+    assert learned(tokenizer, made).startswith("Hi, é!\n")
 
 
 def test_assistant_may_speak_first(tokenizer):
     talk = [{"role": "assistant", "content": "Welcome"}, {"role": "user", "content": "x"}]
-    features, _ = make(tokenizer).features(Rows({"messages": [talk]}), ())
-    assert learned(tokenizer, features) == "Welcome<|im_end|>"
+    made = make(tokenizer).features(Rows({"messages": [talk]}), (), refuse)
+    assert learned(tokenizer, made) == "Welcome<|im_end|>"
 
 
 def test_loss_on_all(tokenizer):
-    features, _ = make(tokenizer, loss_on="all").features(Rows({"messages": [TALK]}), ())
-    assert features["labels"] == features["input_ids"]
-    assert features["num_targets"] == [len(features["input_ids"][0]) - 1]
+    made = make(tokenizer, loss_on="all").features(Rows({"messages": [TALK]}), (), refuse)
+    assert labels_of(made) == ids_of(made)
+    assert made.scalars["num_targets"].tolist() == [len(ids_of(made)[0]) - 1]
 
 
 def test_instruction_rows(tokenizer):
     rows = Rows({"q": ["Add", "Say"], "output": ["3", "yes"], "input": ["1 2", None]})
     task = make(tokenizer, columns={"instruction": "q"})
     assert task.columns(list(rows.columns)) == ["q", "output", "input"]
-    features, _ = task.features(rows, ())
-    assert "user\nAdd\n\n1 2<|im_end|>" in tokenizer.decode(features["input_ids"][0])
-    assert learned(tokenizer, features, 1) == "yes<|im_end|>"
+    made = task.features(rows, (), refuse)
+    assert "user\nAdd\n\n1 2<|im_end|>" in tokenizer.decode(ids_of(made)[0])
+    assert learned(tokenizer, made, 1) == "yes<|im_end|>"
 
 
 def test_rows_cut_before_the_answer_are_skipped(tokenizer):
-    features, skipped = make(tokenizer, max_length=6).features(Rows({"messages": [TALK]}), ())
-    assert (features["input_ids"], skipped) == ([], 1)
+    made = make(tokenizer, max_length=6).features(Rows({"messages": [TALK]}), (), refuse)
+    assert (ids_of(made), made.num_skipped) == ([], 1)
+    assert (made.num_cut, made.num_cut_tokens) == (0, 0)
+
+
+def test_what_is_cut_is_counted(tokenizer):
+    rows = Rows({"messages": [TALK, TALK[:3], TALK[1:3]]})
+    whole = make(tokenizer).features(rows, (), refuse)
+    lengths = whole.ragged["input_ids"][1].tolist()
+    size = lengths[1]
+    cut = make(tokenizer, max_length=size).features(rows, (), refuse)
+    assert ids_of(cut) == [ids[:size] for ids in ids_of(whole)]
+    assert labels_of(cut) == [labels[:size] for labels in labels_of(whole)]
+    assert (cut.num_cut, cut.num_cut_tokens, cut.num_skipped) == (1, lengths[0] - size, 0)
+
+
+def test_long_talks_may_go_on_in_further_samples(tokenizer):
+    rows = Rows({"messages": [TALK, TALK[:3]]})
+    whole = make(tokenizer).features(rows, (), refuse)
+    task = make(tokenizer, max_length=20, split_long=True)
+    made = task.features(rows, (), refuse)
+    windows = [labels[i : i + 20] for labels in labels_of(whole) for i in range(0, len(labels), 20)]
+    assert labels_of(made) == [w for w in windows if any(t != -100 for t in w[1:])]
+    assert len(windows) > len(labels_of(made)) > 2
+    assert (made.num_skipped, made.num_cut) == (0, 0)
+    count = [sum(t != -100 for t in labels[1:]) for labels in labels_of(made)]
+    assert made.scalars["num_targets"].tolist() == count
+
+
+def test_what_a_row_and_a_target_are(tokenizer):
+    for data, columns, expected in [
+        ({}, ["messages"], True),
+        ({"split_long": True}, ["messages"], False),
+        ({}, ["text"], False),
+        ({}, ["instruction", "output"], True),
+    ]:
+        task = make(tokenizer, **data)
+        task.columns(columns)
+        assert (task.one_sample_per_row, task.loss_unit) == (expected, "token")
 
 
 @pytest.mark.parametrize("length", [3, 4, 5, 7, 100])
 def test_plain_windows_lose_no_token(tokenizer, length):
     text = "Hello there, this is a text of some length"
     task = make(tokenizer, max_length=length)
-    features, skipped = task.features(Rows({"text": [text]}), ())
-    ids = [t for window in features["input_ids"] for t in window]
-    assert tokenizer.decode(ids) == text + "</s>"
-    assert skipped == 0 and max(map(len, features["input_ids"])) <= length
-    assert features["labels"] == features["input_ids"]
+    made = task.features(Rows({"text": [text, "", text]}), (), refuse)
+    ids = [t for window in ids_of(made) for t in window]
+    assert tokenizer.decode(ids) == (text + "</s>") * 2  # the empty text has nothing to predict
+    assert made.num_skipped == 1 and max(map(len, ids_of(made))) <= length
+    assert labels_of(made) == ids_of(made)
+
+
+def test_no_rows_and_an_end_that_is_there(tokenizer):
+    for name in ("text", "messages"):
+        made = make(tokenizer).features(Rows({name: []}), (), refuse)
+        assert set(made.ragged) == {"input_ids", "target_mask"}
+        assert (ids_of(made), made.num_skipped, len(made.scalars["num_targets"])) == ([], 0, 0)
+    made = make(tokenizer).features(Rows({"text": ["Hello</s>"]}), (), refuse)
+    assert tokenizer.decode(ids_of(made)[0]) == "Hello</s>"
 
 
 def test_mapped_column_decides_the_format(tokenizer):
@@ -147,35 +224,53 @@ def test_mapped_column_decides_the_format(tokenizer):
     [
         ({}, {"messages": [TALK, None]}, "talk.jsonl, row 2: messages must be"),
         ({}, {"messages": [[{"role": "user"}]]}, 'row 1: message 1 has no text under "content"'),
+        ({}, {"messages": [[{"role": "user", "content": "\ud83d"}]]}, "message 1: its text under"),
         ({}, {"text": [None]}, 'row 1: column "text" is empty'),
+        ({}, {"text": ["x", "x\ud83d"]}, 'row 2: column "text" is not Unicode text (half a surrogate'),
         ({}, {"txt": ["x"]}, "the files have: txt; map theirs"),
         ({"format": "text"}, {"txt": ["x"]}, 'no column "text" (did you mean "txt"?)'),
     ],
 )
 def test_unusable_rows(tokenizer, data, columns, said):
     with pytest.raises(DataError) as caught:
-        make(tokenizer, **data).features(Rows(columns), ())
+        make(tokenizer, **data).features(Rows(columns), (), refuse)
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_rows_rejected_are_left_out(tokenizer):
+    said = []
+    rows = Rows({"messages": [None, TALK, [], [{"role": "user", "content": 3}], TALK[:3], ["x"]]})
+    made = make(tokenizer).features(rows, (), lambda where, reason: said.append(where))
+    good = make(tokenizer).features(Rows({"messages": [TALK, TALK[:3]]}), (), refuse)
+    assert said == [f"talk.jsonl, row {i}" for i in (1, 3, 4, 6)]
+    assert labels_of(made) == labels_of(good) and made.num_skipped == 0
+    said.clear()
+    rows = Rows({"instruction": ["a", None, "c"], "output": ["x", None, 1], "input": ["", "\ud83d", None]})
+    made = make(tokenizer).features(rows, (), lambda where, reason: said.append(where))
+    assert said == ["talk.jsonl, row 2", "talk.jsonl, row 3"] and len(ids_of(made)) == 1
+    said.clear()
+    made = make(tokenizer).features(Rows({"text": [None, "Hello"]}), (), lambda *why: said.append(why))
+    assert len(said) == 1 and tokenizer.decode(ids_of(made)[0]) == "Hello</s>"
 
 
 def test_unstable_template(tokenizer, tmp_path):
     (tmp_path / "t.jinja").write_text(UNSTABLE)
     task = make(tokenizer, chat_template=str(tmp_path / "t.jinja"))
     with pytest.raises(DataError, match="row 1: the chat template renders .*loss_on: all"):
-        task.features(Rows({"messages": [TALK]}), ())
+        task.features(Rows({"messages": [TALK]}), (), refuse)
     with pytest.raises(DataError, match="chatml"):
         make(tokenizer, chat_template="chatm")
 
 
 def batch_of(task):
-    features, _ = task.features(Rows({"messages": [TALK, TALK[:3], TALK[1:]]}), ())
-    width = max(map(len, features["input_ids"]))
-    pad = {"input_ids": 0, "labels": -100}
+    made = task.features(Rows({"messages": [TALK, TALK[:3], TALK[1:]]}), (), refuse)
+    features = {"input_ids": (ids_of(made), 0), "labels": (labels_of(made), -100)}
+    width = max(map(len, ids_of(made)))
     batch = {
-        name: torch.tensor([v + [fill] * (width - len(v)) for v in features[name]])
-        for name, fill in pad.items()
+        name: torch.tensor([v + [fill] * (width - len(v)) for v in values])
+        for name, (values, fill) in features.items()
     }
-    return batch, sum(features["num_targets"])
+    return batch, int(made.scalars["num_targets"].sum())
 
 
 def test_loss_is_that_of_transformers(tokenizer, llama):

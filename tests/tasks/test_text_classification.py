@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -22,6 +23,15 @@ class Rows:
 
     def where(self, i: int) -> str:
         return f"a.jsonl, row {i + 1}"
+
+
+def refuse(where, reason):
+    raise DataError(f"{where}: {reason}")
+
+
+def lists(ragged):
+    values, lengths = ragged
+    return [part.tolist() for part in np.split(values, np.cumsum(lengths)[:-1])]
 
 
 ROWS = Rows({"text": ["a good film", "bad", "a very very bad film"], "label": ["pos", "neg", "neg"]})
@@ -45,7 +55,8 @@ def tokenizer():
 def make(tokenizer=None, max_length=16, **data):
     stage = recipe.Stage(name="s", task="text-classification", data={"train": "x", **data})
     task = tasks.create(stage)
-    task.set_tokenizer(tokenizer, max_length)
+    if tokenizer is not None:
+        task.set_tokenizer(tokenizer, max_length)
     return task
 
 
@@ -53,21 +64,60 @@ def test_features(tokenizer):
     task = make(tokenizer, max_length=5)
     labels = task.labels([ROWS, ROWS])
     assert labels == ("neg", "pos")
-    features, skipped = task.features(ROWS, labels)
-    assert features["input_ids"] == [[2, 7, 4, 6, 3], [2, 5, 3], [2, 7, 8, 8, 3]]
-    assert features["labels"] == [1, 0, 0] and features["num_targets"] == [1, 1, 1]
-    assert [set(t) for t in features["token_type_ids"]] == [{0}] * 3
-    assert skipped == 0
+    made = task.features(ROWS, labels, refuse)
+    assert lists(made.ragged["input_ids"]) == [[2, 7, 4, 6, 3], [2, 5, 3], [2, 7, 8, 8, 3]]
+    assert made.scalars["labels"].tolist() == [1, 0, 0]
+    assert made.scalars["num_targets"].tolist() == [1, 1, 1]
+    assert [set(t) for t in lists(made.ragged["token_type_ids"])] == [{0}] * 3
+    assert (made.num_skipped, made.num_cut, made.num_cut_tokens) == (0, 1, 2)
     assert tokenizer.backend_tokenizer.truncation is None
+    assert made.ragged["input_ids"][0].dtype == np.uint16
+    assert made.ragged["token_type_ids"][0].dtype == np.uint8
+    assert {values.dtype for values in made.scalars.values()} == {np.dtype(np.int32)}
+    assert task.one_sample_per_row and task.loss_unit == "sample"
+    none = task.features(Rows({"text": [], "label": []}), labels, refuse)
+    assert set(none.ragged) == {"input_ids", "token_type_ids"} and not len(none.scalars["labels"])
 
 
 def test_pairs_and_mapping(tokenizer):
     task = make(tokenizer, columns={"text": "s1", "text_pair": "s2"})
     rows = Rows({"s1": ["good"], "s2": ["bad film"], "label": [1]})
     assert task.columns(["s1", "s2", "label", "id"]) == ["s1", "s2", "label"]
-    features, _ = task.features(rows, ("0", "1"))
-    assert features["input_ids"] == [[2, 4, 3, 5, 6, 3]]
-    assert features["token_type_ids"] == [[0, 0, 0, 1, 1, 1]]
+    made = task.features(rows, ("0", "1"), refuse)
+    assert lists(made.ragged["input_ids"]) == [[2, 4, 3, 5, 6, 3]]
+    assert lists(made.ragged["token_type_ids"]) == [[0, 0, 0, 1, 1, 1]]
+
+
+def test_rows_rejected_are_left_out(tokenizer):
+    said = []
+    columns = {
+        "text": ["good", None, "bad", "film", "very"],
+        "text_pair": ["a", "a", "a", 3, "film"],
+        "label": ["n", None, ["n"], "p", "z"],
+    }
+    made = make(tokenizer).features(Rows(columns), ("n", "p"), lambda where, why: said.append((where, why)))
+    assert lists(made.ragged["input_ids"]) == [[2, 4, 3, 7, 3]] and made.scalars["labels"].tolist() == [0]
+    assert sorted(where for where, _ in said) == [f"a.jsonl, row {i}" for i in (2, 3, 4, 5)]
+    assert 'column "label" is a list: a label is a word or an integer' in dict(said)["a.jsonl, row 3"]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("is_pair", [False, True])
+def test_what_is_cut_is_counted_and_cut_as_transformers_does(tokenizer, side, is_pair):
+    words = WORDS[4:]
+    texts = [" ".join(words[i % 5] for i in range(n)) for n in (0, 1, 4, 5, 6, 12, 40)]
+    others = [" ".join(words[i % 3] for i in range(n)) for n in (3, 0, 1, 9, 1, 12, 2)]
+    columns = {"text": texts, **({"text_pair": others} if is_pair else {}), "label": ["n"] * 7}
+    tokenizer.truncation_side = side
+    made = make(tokenizer, max_length=8).features(Rows(columns), ("n", "p"), refuse)
+    inputs = (texts, others) if is_pair else (texts,)
+    expected = tokenizer(*inputs, truncation=True, max_length=8)
+    tokenizer.backend_tokenizer.no_truncation()
+    assert lists(made.ragged["input_ids"]) == expected["input_ids"]
+    assert lists(made.ragged["token_type_ids"]) == expected["token_type_ids"]
+    lost = [max(0, len(ids) - 8) for ids in tokenizer(*inputs)["input_ids"]]
+    assert (made.num_cut, made.num_cut_tokens) == (sum(n > 0 for n in lost), sum(lost))
+    assert made.num_cut > 1
 
 
 def test_labels(tokenizer):
@@ -75,8 +125,12 @@ def test_labels(tokenizer):
     assert make().labels([Rows({**texts, "label": [10, 9, 2]})]) == ("2", "9", "10")
     named = make(tokenizer, labels=["neg", "pos"])
     assert named.labels([]) == ("neg", "pos")
-    features, _ = named.features(Rows({**texts, "label": [1, 0, 1]}), ("neg", "pos"))
-    assert features["labels"] == [1, 0, 1]
+    for given in ([1, 0, 1], ["pos", "neg", "pos"], ["pos", False, 1]):
+        made = named.features(Rows({**texts, "label": given}), ("neg", "pos"), refuse)
+        assert made.scalars["labels"].tolist() == [1, 0, 1]
+    made = make(tokenizer).features(Rows({**texts, "label": [1, True, "1"]}), ("1", "True"), refuse)
+    assert made.scalars["labels"].tolist() == [0, 1, 0]
+    assert make().labels([Rows({"label": ["b", None, "a"]})]) == ("a", "b")
     assert make().model_options(("n", "p")) == {
         "num_labels": 2,
         "id2label": {0: "n", 1: "p"},
@@ -98,7 +152,7 @@ def test_labels(tokenizer):
 )
 def test_unusable_rows(tokenizer, data, columns, said):
     with pytest.raises(DataError) as caught:
-        make(tokenizer, **data).features(Rows(columns), ("n", "p"))
+        make(tokenizer, **data).features(Rows(columns), ("n", "p"), refuse)
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 

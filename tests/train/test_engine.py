@@ -12,7 +12,7 @@ import torch
 from launcher import recipe as recipes
 from launcher.plan import zero
 from launcher.plan.plan import World, make_plan
-from launcher.prepare import Prepared, prepare
+from launcher.facts import Prepared, prepare_all
 from tests.conftest import ROOT
 
 STEPS = 8
@@ -45,9 +45,7 @@ def _recipe(setup: dict, dtype: str) -> recipes.Recipe:
 def _prepared(setup: dict, recipe: recipes.Recipe) -> Prepared:
     from launcher.plan.plan import ModelFacts
 
-    prepared = prepare(recipes.dump(recipe), ModelFacts(**FACTS), str(setup["folder"] / "store"))
-    assert isinstance(prepared, Prepared), prepared
-    return prepared
+    return prepare_all(recipes.dump(recipe), ModelFacts(**FACTS), str(setup["folder"] / "store"))
 
 
 def _plan(recipe: recipes.Recipe, prepared: Prepared, ds: str, num_workers: int):
@@ -59,16 +57,23 @@ def _plan(recipe: recipes.Recipe, prepared: Prepared, ds: str, num_workers: int)
 
 
 def _feed(recipe, prepared, plan, rank, pad):
-    from launcher.data import feed, store
+    from launcher.data import feed
+    from launcher.data.store import Store
 
     facts = prepared.facts[0].train
+    batching = feed.Batching(
+        kind=plan.kind,
+        by_tokens=True,
+        units_per_step=plan.units_per_step,
+        micro_batch=plan.micro_batch,
+        budget_tokens=plan.budget_tokens,
+    )
     return feed.Feed(
-        store.open_split(Path(facts.store)),
+        [Store(Path(path)) for path in facts.stores],
+        list(facts.weights),
+        batching,
         fingerprint=facts.fingerprint,
         seed=recipe.stages[0].seed,
-        num_positions=plan.num_positions,
-        samples_per_step=plan.samples_per_step,
-        accumulation=plan.accumulation,
         num_workers=plan.num_workers,
         rank=rank,
         pad_token_id=pad,
@@ -80,7 +85,8 @@ def _train_rank(rank: int, num_workers: int, port: int, setup: dict, cases: list
     import torch.distributed as dist
 
     from launcher import tasks
-    from launcher.data import feed, store
+    from launcher.data import feed
+    from launcher.data.store import Store
     from launcher.train import engine, model
 
     torch.set_num_threads(1)
@@ -111,8 +117,14 @@ def _train_rank(rank: int, num_workers: int, port: int, setup: dict, cases: list
         pad = model.pad_token_id(tokenizer)
         batches = _feed(recipe, prepared, plan, rank, pad)
         steps = [trainer.step(batches.step(n), plan.schedule.lr(n)) for n in range(1, STEPS + 1)]
-        split = store.open_split(Path(prepared.facts[0].eval.store))
-        evals = feed.eval_batches(split, micro_batch=4, num_workers=num_workers, rank=rank, pad_token_id=pad)
+        evals = feed.eval_batches(
+            [Store(Path(path)) for path in prepared.facts[0].eval.stores],
+            micro_batch=4,
+            budget_tokens=None,
+            num_workers=num_workers,
+            rank=rank,
+            pad_token_id=pad,
+        )
         metrics = trainer.evaluate(evals)
         trainer.close()
         results[f"{ds} {dtype}"] = {

@@ -1,0 +1,95 @@
+"""The samples of a split, over all its data sets and blocks: found by their ids, read from mapped memory."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from launcher.data.order import Integers, parts_of, unit_ids
+from launcher.data.store import Array, Block, Store
+
+
+class Split:
+    """A split's data sets, one store each.
+
+    Units (what the order deals) are samples, or packs of samples; both are named by `order.unit_ids`.
+    """
+
+    def __init__(self, stores: Sequence[Store], *, packed: bool = False) -> None:
+        self.stores, self.packed = list(stores), packed
+
+    def samples_of(self, units: Integers) -> tuple[Integers, Integers]:
+        """Return the samples of some units.
+
+        A unit may have none: a row from which the preparation made no sample keeps its place.
+
+        Returns:
+            int64 ids of the samples, unit after unit; and of the same shape, for each sample, the index
+            of its unit in `units`.
+        """
+        if not self.packed:
+            there = np.zeros(len(units), dtype=bool)
+            for block, _, rows, here in self._by_block(units):
+                there[here] = rows < len(block.lengths)
+            return units[there], np.flatnonzero(there)
+        samples: list[Integers] = []
+        owners: list[Integers] = []
+        for block, base, packs, here in self._by_block(units):
+            members, starts = block.packs()
+            sizes = starts[packs + 1] - starts[packs]
+            firsts = np.repeat(starts[packs] - np.cumsum(sizes) + sizes, sizes)
+            samples.append(base | members[firsts + np.arange(sizes.sum())])
+            owners.append(np.repeat(here, sizes))
+        if not samples:
+            return units, units
+        owner = np.concatenate(owners)
+        by_unit = np.argsort(owner, kind="stable")
+        return np.concatenate(samples)[by_unit], owner[by_unit]
+
+    def lengths(self, samples: Integers) -> Integers:
+        """Return the tokens of each sample."""
+        values = np.empty(len(samples), dtype=np.int64)
+        for block, _, rows, here in self._by_block(samples):
+            values[here] = block.lengths[rows]
+        return values
+
+    def targets(self, samples: Integers) -> Integers:
+        """Return the labels or tokens of each sample that bear loss."""
+        values = np.empty(len(samples), dtype=np.int64)
+        for block, _, rows, here in self._by_block(samples):
+            values[here] = block.targets[rows]
+        return values
+
+    def scalars(self, samples: Integers) -> dict[str, Array]:
+        """Return by name the features that are one integer for each sample."""
+        found: dict[str, Array] = {}
+        for block, _, rows, here in self._by_block(samples):
+            for name, values in block.scalars.items():
+                found.setdefault(name, np.empty(len(samples), dtype=np.int64))[here] = values[rows]
+        return found
+
+    def ragged(self, samples: Integers) -> dict[str, list[Array]]:
+        """Return by name the features that are a sequence for each sample: views, nothing is copied."""
+        found: dict[str, list[Array]] = {}
+        sets, blocks, rows = (part.tolist() for part in parts_of(samples))
+        for data_set, block, row in zip(sets, blocks, rows, strict=True):
+            for name, (values, offsets) in self.stores[data_set].block(block).ragged.items():
+                found.setdefault(name, []).append(values[offsets[row] : offsets[row + 1]])
+        return found
+
+    def all_samples(self) -> Integers:
+        """Return the ids of all samples in the order of the files; for a split that is read whole."""
+        ids = [np.empty(0, dtype=np.int64)]
+        for i, store in enumerate(self.stores):
+            for index in range(store.num_blocks):
+                rows = np.arange(len(store.block(index).lengths), dtype=np.int64)
+                ids.append(unit_ids(i, np.full_like(rows, index), rows))
+        return np.concatenate(ids)
+
+    def _by_block(self, ids: Integers) -> Iterator[tuple[Block, np.int64, Integers, Integers]]:
+        """Yield (block, what the ids of its rows begin with, rows asked for, their places in `ids`)."""
+        sets, blocks, rows = parts_of(ids)
+        owners = ids - rows
+        for owner in np.unique(owners):
+            here = np.flatnonzero(owners == owner)
+            block = self.stores[int(sets[here[0]])].block(int(blocks[here[0]]))
+            yield block, owner, rows[here], here

@@ -1,0 +1,159 @@
+"""What there is to prepare: every data set's files, chunks and settings, written down as its manifest."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launcher import recipe as recipes
+from launcher import storage, tasks
+from launcher.data import source, store
+from launcher.data.order import permute, round_keys
+from launcher.errors import LauncherError
+from launcher.plan import plan as planning
+from launcher.plan.plan import ModelFacts
+from launcher.prepare import StoreJob, stage_of
+from launcher.recipe import DataSet, Recipe, Stage
+
+STORE_VERSION = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What there is to prepare, and the first weights."""
+
+    jobs: tuple[StoreJob, ...]
+    model_directory: str
+
+
+def describe(recipe_tree: dict[str, Any], model_facts: ModelFacts, folder: str) -> Described | LauncherError:
+    """Look at all data sets, write the manifests of their stores, and make the first model's weights.
+
+    Args:
+        recipe_tree: the recipe as `recipe.dump` gives it.
+        model_facts: of the first model.
+        folder: where the stores are kept; seen by all workers.
+    """
+    try:
+        from launcher.train import model as models  # transformers: not in the driver's process
+
+        recipe = recipes.parse(recipe_tree)
+        tokenizer = models.load_tokenizer(recipe.model)
+        jobs: list[StoreJob] = []
+        for i in range(len(recipe.stages)):
+            jobs += _jobs_of_stage(recipe_tree, recipe, i, tokenizer, model_facts, Path(folder))
+        return Described(tuple(jobs), _first_model(recipe, tokenizer, Path(folder)))
+    except LauncherError as error:
+        return error
+
+
+def _jobs_of_stage(
+    tree: dict[str, Any], recipe: Recipe, index: int, tokenizer: Any, model_facts: ModelFacts, folder: Path
+) -> list[StoreJob]:
+    stage, jobs = recipe.stages[index], []
+    limit = planning.max_length(stage, model_facts)
+    labels_from = labels_key = ""
+    for split in ("train", "eval"):
+        for number, data_set in enumerate(stage.data.data_sets(split)):  # type: ignore[arg-type]
+            settings = _settings(stage, data_set, tokenizer, limit)
+            settings += [labels_key] if split == "eval" else []
+            files = source.list_files(data_set.path, split=data_set.split, config=data_set.config)
+            task = tasks.create(stage_of(stage, data_set))
+            present = source.column_names(files[:1])
+            # What the first file has and the task reads, the others must have alike.
+            source.column_names(files, task.columns(present))
+            task.set_tokenizer(tokenizer, limit)
+            settings.append(tokenizer.chat_template)
+            directory, manifest, about = _new_manifest(files, settings, task, data_set, present, folder)
+            if split == "train" and task.label_column is not None and stage.data.labels is None:
+                labels_from = labels_from or str(directory)
+                labels_key += manifest.fingerprint
+            jobs.append(
+                StoreJob(
+                    directory=str(directory),
+                    recipe=tree,
+                    stage=index,
+                    split=split,  # type: ignore[arg-type]
+                    number=number,
+                    max_length=limit,
+                    about_rows=about,
+                    num_chunks=manifest.num_chunks,
+                    order=_order(manifest, split, stage.seed),
+                    labels_from=labels_from,
+                )
+            )
+    return jobs
+
+
+def _new_manifest(
+    files: list[str], settings: list[Any], task: Any, data_set: DataSet, present: list[str], folder: Path
+) -> tuple[Path, store.Manifest, int]:
+    stamps = [(file, *source.stamp(file)) for file in files]
+    named = [[os.path.basename(file), size] for file, size, _ in stamps]
+    fingerprint = digest([STORE_VERSION, settings, named])
+    directory = folder / f"tokens-{digest([fingerprint, stamps])[:20]}"
+    chunks = source.chunks(files)
+    counted = [chunk.num_rows for chunk in chunks]
+    keeps_all = not data_set.filters and data_set.part is None
+    is_bounded = all(chunk.is_bounded for chunk in chunks)
+    is_nominal = task.one_sample_per_row and keeps_all and is_bounded and None not in counted
+    manifest = store.Manifest(
+        fingerprint=fingerprint,
+        files=tuple(stamps),
+        columns=tuple(present),
+        num_chunks=len(chunks),
+        nominal=tuple(n or 0 for n in counted) if is_nominal else None,
+        is_bounded=is_bounded,
+    )
+    about, _ = source.count_rows(files)
+    if (known := store.read_manifest(directory)) != manifest:
+        if known is not None:
+            storage.delete(directory)
+        with store.writing(folder):
+            store.write_manifest(directory, manifest)
+    return directory, manifest, about
+
+
+def _order(manifest: store.Manifest, split: str, seed: int) -> tuple[int, ...]:
+    """The chunks as the first epoch wants them, so that its first window is made first."""
+    chunks = np.arange(manifest.num_chunks, dtype=np.int64)
+    if split == "train" and manifest.is_bounded:
+        chunks = permute(chunks, len(chunks), round_keys(f"{manifest.fingerprint}/{seed}/0"))
+    return tuple(chunks.tolist())
+
+
+def _settings(stage: Stage, data_set: DataSet, tokenizer: Any, limit: int) -> list[Any]:
+    """What decides the tokens of a row."""
+    data = stage.data.model_dump(mode="json", exclude={"train", "eval", "eval_fraction", "bad_row_limit"})
+    of_set = data_set.model_dump(mode="json", exclude={"path", "weight"})
+    return [stage.task, data, of_set, limit, _tokenizer_digest(tokenizer)]
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+    return hashlib.blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=16).hexdigest()
+
+
+def digest(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
+
+
+def _first_model(recipe: Recipe, tokenizer: Any, folder: Path) -> str:
+    if recipe.model.path is not None:
+        return recipe.model.path
+    from launcher.train import model as models
+
+    auto_model = tasks.create(recipe.stages[0]).auto_model
+    config = recipe.model.config
+    if isinstance(config, str):
+        path = Path(config)
+        config = json.loads((path / "config.json" if path.is_dir() else path).read_text())
+    key = json.dumps([config, auto_model, recipe.model.init_seed, len(tokenizer)], sort_keys=True)
+    directory = folder / f"model-{hashlib.blake2b(key.encode(), digest_size=10).hexdigest()}"
+    if not directory.exists():
+        with storage.new_directory(directory) as aside:
+            models.initialise(recipe.model, auto_model, aside, len(tokenizer))
+    return str(directory)
