@@ -20,6 +20,7 @@ from launcher.prepare import StoreJob, stage_of
 from launcher.recipe import DataSet, Recipe, Stage
 
 STORE_VERSION = 2
+LEAST_CHUNK_BYTES, MOST_CHUNK_BYTES, MANY_CHUNKS = 4 << 20, 64 << 20, 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +31,16 @@ class Described:
     model_directory: str
 
 
-def describe(recipe_tree: dict[str, Any], model_facts: ModelFacts, folder: str) -> Described | LauncherError:
+def describe(
+    recipe_tree: dict[str, Any], model_facts: ModelFacts, folder: str, chunk_bytes: int | None = None
+) -> Described | LauncherError:
     """Look at all data sets, write the manifests of their stores, and make the first model's weights.
 
     Args:
         recipe_tree: the recipe as `recipe.dump` gives it.
         model_facts: of the first model.
         folder: where the stores are kept; seen by all workers.
+        chunk_bytes: input of one task, about. Default: by the size of the data.
     """
     try:
         from launcher.train import model as models  # transformers: not in the driver's process
@@ -45,14 +49,20 @@ def describe(recipe_tree: dict[str, Any], model_facts: ModelFacts, folder: str) 
         tokenizer = models.load_tokenizer(recipe.model)
         jobs: list[StoreJob] = []
         for i in range(len(recipe.stages)):
-            jobs += _jobs_of_stage(recipe_tree, recipe, i, tokenizer, model_facts, Path(folder))
+            jobs += _jobs_of_stage(recipe_tree, recipe, i, tokenizer, model_facts, Path(folder), chunk_bytes)
         return Described(tuple(jobs), _first_model(recipe, tokenizer, Path(folder)))
     except LauncherError as error:
         return error
 
 
 def _jobs_of_stage(
-    tree: dict[str, Any], recipe: Recipe, index: int, tokenizer: Any, model_facts: ModelFacts, folder: Path
+    tree: dict[str, Any],
+    recipe: Recipe,
+    index: int,
+    tokenizer: Any,
+    model_facts: ModelFacts,
+    folder: Path,
+    chunk_bytes: int | None,
 ) -> list[StoreJob]:
     stage, jobs = recipe.stages[index], []
     limit = planning.max_length(stage, model_facts)
@@ -68,7 +78,7 @@ def _jobs_of_stage(
             source.column_names(files, task.columns(present))
             task.set_tokenizer(tokenizer, limit)
             settings.append(tokenizer.chat_template)
-            directory, manifest, about = _new_manifest(files, settings, task, data_set, present, folder)
+            directory, manifest = _new_manifest(files, settings, task, data_set, present, folder, chunk_bytes)
             if split == "train" and task.label_column is not None and stage.data.labels is None:
                 labels_from = labels_from or str(directory)
                 labels_key += manifest.fingerprint
@@ -80,7 +90,7 @@ def _jobs_of_stage(
                     split=split,  # type: ignore[arg-type]
                     number=number,
                     max_length=limit,
-                    about_rows=about,
+                    about_rows=source.count_rows(files)[0],
                     num_chunks=manifest.num_chunks,
                     order=_order(manifest, split, stage.seed),
                     labels_from=labels_from,
@@ -90,32 +100,42 @@ def _jobs_of_stage(
 
 
 def _new_manifest(
-    files: list[str], settings: list[Any], task: Any, data_set: DataSet, present: list[str], folder: Path
-) -> tuple[Path, store.Manifest, int]:
+    files: list[str],
+    settings: list[Any],
+    task: Any,
+    data_set: DataSet,
+    present: list[str],
+    folder: Path,
+    chunk_bytes: int | None,
+) -> tuple[Path, store.Manifest]:
     stamps = [(file, *source.stamp(file)) for file in files]
+    if chunk_bytes is None:
+        # Small chunks begin sooner; too many files would be a burden on the disk and on every rank.
+        total_bytes = sum(size for _, size, _ in stamps)
+        chunk_bytes = min(MOST_CHUNK_BYTES, max(LEAST_CHUNK_BYTES, total_bytes // MANY_CHUNKS))
     named = [[os.path.basename(file), size] for file, size, _ in stamps]
-    fingerprint = digest([STORE_VERSION, settings, named])
-    directory = folder / f"tokens-{digest([fingerprint, stamps])[:20]}"
-    chunks = source.chunks(files)
+    fingerprint = digest([STORE_VERSION, settings, named, chunk_bytes])
+    chunks = source.chunks(files, chunk_bytes)
+    is_bounded = all(chunk.is_bounded for chunk in chunks)
     counted = [chunk.num_rows for chunk in chunks]
     keeps_all = not data_set.filters and data_set.part is None
-    is_bounded = all(chunk.is_bounded for chunk in chunks)
     is_nominal = task.one_sample_per_row and keeps_all and is_bounded and None not in counted
     manifest = store.Manifest(
         fingerprint=fingerprint,
         files=tuple(stamps),
         columns=tuple(present),
+        chunk_bytes=chunk_bytes,
         num_chunks=len(chunks),
         nominal=tuple(n or 0 for n in counted) if is_nominal else None,
         is_bounded=is_bounded,
     )
-    about, _ = source.count_rows(files)
+    directory = folder / f"tokens-{digest([fingerprint, stamps])[:20]}"
     if (known := store.read_manifest(directory)) != manifest:
         if known is not None:
             storage.delete(directory)
         with store.writing(folder):
             store.write_manifest(directory, manifest)
-    return directory, manifest, about
+    return directory, manifest
 
 
 def _order(manifest: store.Manifest, split: str, seed: int) -> tuple[int, ...]:

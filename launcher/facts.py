@@ -31,13 +31,15 @@ class Prepared:
     data_files: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
 
 
-def prepare_all(recipe_tree: dict[str, Any], model_facts: ModelFacts, folder: str) -> Prepared:
+def prepare_all(
+    recipe_tree: dict[str, Any], model_facts: ModelFacts, folder: str, chunk_bytes: int | None = None
+) -> Prepared:
     """Make everything in this process, one chunk after another.
 
     Raises:
         LauncherError: the data cannot be used.
     """
-    described = describe(recipe_tree, model_facts, folder)
+    described = describe(recipe_tree, model_facts, folder, chunk_bytes)
     if isinstance(described, LauncherError):
         raise described
     preparation = Preparation(described.jobs, Inline())

@@ -286,7 +286,8 @@ def _chunks(job: StoreJob) -> list[source.Chunk]:
 
 @functools.lru_cache(maxsize=8)
 def _cached_chunks(directory: str) -> list[source.Chunk]:
-    return source.chunks([file for file, *_ in manifest_of(directory).files])
+    manifest = manifest_of(directory)
+    return source.chunks([file for file, *_ in manifest.files], manifest.chunk_bytes)
 
 
 def _read(job: StoreJob, chunk: source.Chunk, columns: list[str], reject: BadRows) -> Iterator[source.Rows]:

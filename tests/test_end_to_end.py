@@ -64,7 +64,7 @@ def test_the_export_loads_and_predicts_as_evaluated(quickstart: tuple[str, Path]
     _, run_dir = quickstart
     recipe = yaml.safe_load((run_dir / "recipe.yaml").read_text())
     data = recipe["stages"][-1]["data"]
-    rows = [json.loads(line) for line in Path(data["eval"]).read_text().splitlines()]
+    rows = [json.loads(line) for line in Path(data["eval"][0]["path"]).read_text().splitlines()]
     text, label = data["columns"].get("text", "text"), data["columns"].get("label", "label")
     lines = tmp_path / "lines.txt"
     lines.write_text("".join(row[text] + "\n" for row in rows))

@@ -66,7 +66,8 @@ class Manifest:
             does not change when files move or are copied.
         files: path, bytes and time of change (ns) of each file.
         columns: the files' columns.
-        num_chunks: pieces of input, each made by one task.
+        chunk_bytes: the size of a chunk of input, about; one task makes one.
+        num_chunks: how many there are.
         nominal: rows of each chunk, where a row has just one place in the order; else None.
         is_bounded: whether each chunk makes just one block, so that blocks can be named beforehand.
     """
@@ -74,6 +75,7 @@ class Manifest:
     fingerprint: str
     files: tuple[tuple[str, int, int], ...]
     columns: tuple[str, ...]
+    chunk_bytes: int
     num_chunks: int
     nominal: tuple[int, ...] | None
     is_bounded: bool

@@ -52,6 +52,7 @@ def begin(directory: Path, sizes: list[int], *, nominal: bool = True, fingerprin
             fingerprint=fingerprint,
             files=(("/data/a.parquet", 10, 1),),
             columns=("text",),
+            chunk_bytes=4096,
             num_chunks=len(sizes),
             nominal=tuple(sizes) if nominal else None,
             is_bounded=True,

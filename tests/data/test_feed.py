@@ -142,10 +142,12 @@ def test_kills_and_resizes_lose_and_repeat_nothing(
 @pytest.mark.parametrize("kind", KINDS)
 def test_epochs_differ(made: Path, kind: str) -> None:
     per_epoch = steps_of_epoch(made, kind, 4)
-    one = [held(world(made, 1, step, kind=kind, per_step=4)) for step in range(1, per_epoch + 1)]
-    two = [held(world(made, 1, per_epoch + step, kind=kind, per_step=4)) for step in range(1, per_epoch + 1)]
-    assert sorted(sum(one, [])) == sorted(sum(two, [])) == list(range(NUM_SAMPLES))
-    assert one != two
+    epochs = [
+        [name for step in range(per_epoch) for name in held(world(made, 1, first + step, kind=kind, per_step=4))]
+        for first in (1, 1 + per_epoch)
+    ]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(NUM_SAMPLES))
+    assert epochs[0] != epochs[1]
 
 
 def test_a_step_is_all_the_state_there_is(made: Path) -> None:

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from launcher import recipe as recipes
+from launcher.facts import Prepared, prepare_all
 from launcher.plan import zero
 from launcher.plan.plan import World, make_plan
-from launcher.facts import Prepared, prepare_all
 from tests.conftest import ROOT
 
 STEPS = 8
