@@ -30,7 +30,13 @@ DATA = "data.json"
 
 @contextmanager
 def prepared(
-    recipe: Recipe, ds_config: dict[str, Any], model_facts: ModelFacts, folder: Path, world: World, view: View
+    recipe: Recipe,
+    ds_config: dict[str, Any],
+    model_facts: ModelFacts,
+    folder: Path,
+    world: World,
+    view: View,
+    chunk_bytes: int | None = None,
 ) -> Iterator[Prepared]:
     """Make token stores and first weights in Ray tasks, before the run directory exists.
 
@@ -43,6 +49,7 @@ def prepared(
         folder: where the stores are kept; seen by all nodes.
         world: the workers that will train.
         view: is shown how far it is.
+        chunk_bytes: input of one task, about. Default: by the size of the data.
 
     Raises:
         BadInput: the data, the tokenizer or the config cannot be used.
@@ -52,7 +59,7 @@ def prepared(
     _check_shared(folder)
     # The process that does this goes on to make chunks: what it has imported is not imported again.
     described = ray.get(
-        ray.remote(num_cpus=1)(describe).remote(recipes.dump(recipe), model_facts, str(folder))
+        ray.remote(num_cpus=1)(describe).remote(recipes.dump(recipe), model_facts, str(folder), chunk_bytes)
     )
     if isinstance(described, LauncherError):
         raise described
@@ -132,7 +139,18 @@ class OnRay:
             time.sleep(timeout_s)
             return []
         ended, self._refs = ray.wait(self._refs, num_returns=1, timeout=timeout_s)
-        return [(ref, ray.get(ref)) for ref in ended]
+        return [(ref, _result(ref)) for ref in ended]
+
+
+def _result(ref: Any) -> Any:
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayError as error:
+        last_line = str(error).strip().splitlines()[-1]
+        return ClusterError(
+            f"a task of the preparation failed: {last_line}: what was prepared so far is kept, the same"
+            " command goes on from there"
+        )
 
 
 def _check_shared(folder: Path) -> None:

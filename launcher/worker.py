@@ -122,6 +122,7 @@ class StageRun:
         )
         self.last_metrics: dict[str, float] = {}
         self.stepped_at_s, self.data_s = time.monotonic(), 0.0
+        self.totals = dict.fromkeys(("samples", "tokens", "slots", "data_s", "step_s"), 0.0)
 
     def run(self) -> None:
         """Restore, train, export, give the memory back."""
@@ -167,6 +168,15 @@ class StageRun:
     def record(self, batch: feed.StepBatch, result: Any) -> None:
         """Write the record of one step."""
         now_s = time.monotonic()
+        spent: dict[str, float] = {
+            "samples": batch.num_samples,
+            "tokens": batch.num_tokens,
+            "slots": batch.num_slots,
+            "data_s": round(self.data_s, 5),
+            "step_s": round(now_s - self.stepped_at_s, 4),
+        }
+        for name, value in spent.items():
+            self.totals[name] += value
         self.rank.recorder.write(
             "step",
             stage=self.plan.name,
@@ -175,12 +185,8 @@ class StageRun:
             gradient_norm=result.gradient_norm,
             lr=result.learning_rate,
             epoch=batch.epoch,
-            samples=batch.num_samples,
-            tokens=batch.num_tokens,
-            slots=batch.num_slots,
             targets=batch.num_targets,
-            data_s=round(self.data_s, 5),
-            step_s=round(now_s - self.stepped_at_s, 4),
+            **spent,
         )
         self.stepped_at_s = now_s
         if self.rank.samples is not None:
@@ -220,8 +226,8 @@ class StageRun:
                 export.write_probe(self.directory / export.PROBE, probe.features, logits)
             self.rank.recorder.write("export", stage=self.plan.name, path=str(target))
         if self.rank.rank == 0:
-            steps = self.plan.num_steps
-            storage.write_json(self.directory / DONE, {"metrics": self.last_metrics, "steps": steps})
+            done = {"metrics": self.last_metrics, "steps": self.plan.num_steps, **self._shares()}
+            storage.write_json(self.directory / DONE, done)
         self.engine.close()
 
     @property
@@ -247,6 +253,14 @@ class StageRun:
             rank=self.rank.rank,
             pad_token_id=self.pad,
         )
+
+    def _shares(self) -> dict[str, float]:
+        """What of this process's steps went into padding, and into waiting for data."""
+        of = self.totals
+        return {
+            "padding": round(1 - of["tokens"] / max(1.0, of["slots"]), 4),
+            "data_wait": round(of["data_s"] / max(1e-9, of["step_s"]), 5),
+        }
 
     def _eval_batches(self) -> Any:
         assert self.facts.eval is not None

@@ -76,7 +76,9 @@ def texts(case: Case, prepared: Prepared, split: str = "train") -> list[str]:
     known = getattr(prepared.facts[0], split)
     whole = Split([Store(Path(path)) for path in known.stores])
     tokenizer = AutoTokenizer.from_pretrained(case.folder / "tokenizer")
-    return [tokenizer.decode(x, skip_special_tokens=True) for x in whole.ragged(whole.all_samples())["input_ids"]]
+    return [
+        tokenizer.decode(x, skip_special_tokens=True) for x in whole.ragged(whole.all_samples())["input_ids"]
+    ]
 
 
 def test_every_row_becomes_a_sample_and_the_next_run_finds_the_store(case: Case) -> None:

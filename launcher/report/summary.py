@@ -34,7 +34,7 @@ def end_lines(summary: dict[str, Any], metric: str, run_dir: str) -> list[str]:
     lines = []
     for name in trained:
         values = "  ".join(f"{k} {v:.4f}" for k, v in stages[name].get("metrics", {}).items())
-        lines.append(f"{name}: {values or 'not evaluated'}")
+        lines.append(f"{name}: {values or 'not evaluated'}{_shares(stages[name])}")
     last = stages[trained[-1]].get("metrics", {})
     alone = stages.get("baseline", {}).get("metrics", {})
     if metric in last and metric in alone:
@@ -46,6 +46,12 @@ def end_lines(summary: dict[str, Any], metric: str, run_dir: str) -> list[str]:
     lines.append(f"run directory: {run_dir} (metrics.jsonl, summary.json, logs/)")
     lines.append(f"try it: python -m launcher.predict {run_dir}")
     return lines
+
+
+def _shares(stage: dict[str, Any]) -> str:
+    if "padding" not in stage:
+        return ""
+    return f"  (padding {stage['padding']:.1%}, waited for data {stage['data_wait']:.2%} of the time)"
 
 
 _KINDS = {"random": "drawn at random", "bucketed": "of like length", "packed": "several samples in each"}

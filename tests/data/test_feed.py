@@ -143,7 +143,11 @@ def test_kills_and_resizes_lose_and_repeat_nothing(
 def test_epochs_differ(made: Path, kind: str) -> None:
     per_epoch = steps_of_epoch(made, kind, 4)
     epochs = [
-        [name for step in range(per_epoch) for name in held(world(made, 1, first + step, kind=kind, per_step=4))]
+        [
+            name
+            for step in range(per_epoch)
+            for name in held(world(made, 1, first + step, kind=kind, per_step=4))
+        ]
         for first in (1, 1 + per_epoch)
     ]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(NUM_SAMPLES))
