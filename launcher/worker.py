@@ -276,8 +276,7 @@ class StageRun:
     def _probe_batch(self) -> feed.MicroBatch:
         """The first few samples, the same on every rank."""
         split = Split([Store(Path(path)) for path in (self.facts.eval or self.facts.train).stores])
-        samples = split.all_samples()[:PROBE_SAMPLES]
-        return feed.collate(split, samples, pad_token_id=self.pad)
+        return feed.collate(split, split.first_samples(PROBE_SAMPLES), pad_token_id=self.pad)
 
     def _metrics_of_checkpoint(self) -> dict[str, float]:
         found = self.checkpoints.latest()

@@ -127,7 +127,8 @@ class Feed:
             budget_tokens=batching.budget_tokens,
         )
         chunks = deal(row_lengths, num_rounds * self._num_workers, budget_tokens=batching.budget_tokens)
-        shortest = samples[[np.argmin(lengths)]] if len(samples) else self._any_sample()
+        # A step all of whose rows were skipped still needs something to run, at weight zero.
+        shortest = samples[[np.argmin(lengths)]] if len(samples) else self._split.first_samples(1)
         stand_in_length = int(self._split.lengths(shortest)[0])
         slots = sum(len(c) * int(row_lengths[c].max()) if len(c) else stand_in_length for c in chunks)
         firsts = np.searchsorted(rows, np.arange(len(row_lengths) + 1))
@@ -190,14 +191,6 @@ class Feed:
         samples, owners = self._split.samples_of(units)
         # Units without a sample leave no row.
         return samples, np.unique(owners, return_inverse=True)[1].astype(np.int64)
-
-    def _any_sample(self) -> Integers:
-        """A step all of whose rows were skipped still needs something to run, at weight zero."""
-        for store in range(len(self._split.stores)):
-            for block in range(self._split.stores[store].num_blocks):
-                if len(self._split.stores[store].block(block).lengths):
-                    return np.array([(store << 56) | (block << 32)], dtype=np.int64)
-        raise IndexError("no sample in any block")
 
     def _micro_batch(self, pieces: list[Integers], chunk: int, stand_in: Integers) -> MicroBatch:
         if not pieces:

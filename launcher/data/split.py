@@ -78,12 +78,22 @@ class Split:
 
     def all_samples(self) -> Integers:
         """Return the ids of all samples in the order of the files; for a split that is read whole."""
-        ids = [np.empty(0, dtype=np.int64)]
+        return np.concatenate([np.empty(0, dtype=np.int64), *self._samples_by_block()])
+
+    def first_samples(self, count: int) -> Integers:
+        """Return the ids of the first samples; opens no more blocks than hold them."""
+        found = np.empty(0, dtype=np.int64)
+        for ids in self._samples_by_block():
+            found = np.concatenate([found, ids[: count - len(found)]])
+            if len(found) == count:
+                break
+        return found
+
+    def _samples_by_block(self) -> Iterator[Integers]:
         for i, store in enumerate(self.stores):
             for index in range(store.num_blocks):
                 rows = np.arange(len(store.block(index).lengths), dtype=np.int64)
-                ids.append(unit_ids(i, np.full_like(rows, index), rows))
-        return np.concatenate(ids)
+                yield unit_ids(i, np.full_like(rows, index), rows)
 
     def _by_block(self, ids: Integers) -> Iterator[tuple[Block, np.int64, Integers, Integers]]:
         """Yield (block, what the ids of its rows begin with, rows asked for, their places in `ids`)."""

@@ -61,8 +61,9 @@ def _padding(stage: StagePlan) -> str:
     slots = stage.micro_batch * stage.accumulation * stage.num_workers
     spare = slots - stage.units_per_step
     zero = f" ({spare} slots of weight zero)" if spare > 0 else ""
-    budget = f" (or more short ones, up to {stage.budget_tokens:,} tokens)" if stage.budget_tokens else ""
-    return zero + budget
+    if stage.budget_tokens is None or stage.kind == "packed":
+        return zero
+    return f"{zero} (or more short ones, up to {stage.budget_tokens:,} tokens)"
 
 
 def _losses(train: SplitFacts) -> list[str]:

@@ -26,6 +26,8 @@ def test_round_trip_across_blocks(tmp_path: Path) -> None:
     split = Split([made(tmp_path / "s")])
     everything = split.all_samples()
     assert len(everything) == 40
+    for count in (0, 3, 10, 11, 40, 99):
+        assert np.array_equal(split.first_samples(count), everything[:count])
     asked = everything[[39, 0, 9, 10, 34, 35, 9]]
     wanted = [IDS[i] for i in (39, 0, 9, 10, 34, 35, 9)]
     taken = split.ragged(asked)

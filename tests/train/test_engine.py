@@ -86,8 +86,9 @@ def _train_rank(rank: int, num_workers: int, port: int, setup: dict, cases: list
 
     from launcher import tasks
     from launcher.data import feed
+    from launcher.data.split import Split
     from launcher.data.store import Store
-    from launcher.train import engine, model
+    from launcher.train import engine, export, model
 
     torch.set_num_threads(1)
     # DeepSpeed wants to find the local rank here, as Ray Train and torchrun put it.
@@ -117,6 +118,12 @@ def _train_rank(rank: int, num_workers: int, port: int, setup: dict, cases: list
         pad = model.pad_token_id(tokenizer)
         batches = _feed(recipe, prepared, plan, rank, pad)
         steps = [trainer.step(batches.step(n), plan.schedule.lr(n)) for n in range(1, STEPS + 1)]
+        # A forward without a backward, then the export: what DeepSpeed fetched ahead must not be in the way.
+        split = Split([Store(Path(path)) for path in prepared.facts[0].eval.stores])
+        trainer.logits(feed.collate(split, split.first_samples(4), pad_token_id=pad))
+        export.write(
+            trainer.module, tokenizer, Path(out).parent / f"{num_workers}-{ds}-{dtype}", torch.float32
+        )
         evals = feed.eval_batches(
             [Store(Path(path)) for path in prepared.facts[0].eval.stores],
             micro_batch=4,
