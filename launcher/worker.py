@@ -257,9 +257,11 @@ class StageRun:
     def _shares(self) -> dict[str, float]:
         """What of this process's steps went into padding, and into waiting for data."""
         of = self.totals
+        if not of["slots"]:
+            return {}  # A process that came after the last step.
         return {
-            "padding": round(1 - of["tokens"] / max(1.0, of["slots"]), 4),
-            "data_wait": round(of["data_s"] / max(1e-9, of["step_s"]), 5),
+            "padding": round(1 - of["tokens"] / of["slots"], 4),
+            "data_wait": round(of["data_s"] / of["step_s"], 5),
         }
 
     def _eval_batches(self) -> Any:

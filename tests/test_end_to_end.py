@@ -230,3 +230,37 @@ def test_a_submitted_job_that_fails_says_why_last(ray_head: dict[str, str], tmp_
     assert said, result.stdout + result.stderr
     assert "/nowhere/x.parquet: no such file" in said[0]
     assert not (tmp_path / "bad").exists()
+
+
+def test_a_packed_run_proves_its_packs_and_tells_its_padding(chat_setup: dict, tmp_path: Path) -> None:
+    recipe = {
+        "model": {
+            "config": chat_setup["config"] | {"hidden_size": 128, "vocab_size": 8000},
+            "tokenizer": str(chat_setup["tokenizer"]),
+        },
+        "stages": [
+            {
+                "name": "chat",
+                "task": "causal-lm",
+                "data": {"train": str(chat_setup["train"])},
+                "steps": 4,
+                "global_batch": "2048 tokens",
+                "batching": "packed",
+                "max_length": 256,
+            }
+        ],
+        "log_samples": True,
+    }
+    (tmp_path / "packed.yaml").write_text(yaml.safe_dump(recipe))
+    result = _run(_command(tmp_path, str(tmp_path / "packed.yaml"), "--workers", "2", "--name", "packed"))
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert "a worker failed" not in result.stdout
+    assert "4 steps of 8 packs" in result.stdout and "padding" in result.stdout
+    steps = [
+        json.loads(line) for line in (tmp_path / "packed" / "metrics.jsonl").read_text().splitlines()
+    ]
+    steps = [event for event in steps if event["kind"] == "step"]
+    assert all(event["samples"] >= 8 and event["slots"] <= 2048 for event in steps)
+    assert 1 - sum(e["tokens"] for e in steps) / sum(e["slots"] for e in steps) < 0.1
+    done = json.loads((tmp_path / "packed" / "summary.json").read_text())["stages"]["chat"]
+    assert done["padding"] < 0.1 and done["data_wait"] < 0.05

@@ -119,7 +119,10 @@ class Engine:
     def logits(self, batch: MicroBatch) -> torch.Tensor:
         """Return the logits of one batch, in evaluation mode; every rank must call it."""
         self.engine.eval()
-        return self._logits(self._tensors(batch)).float().cpu()
+        logits = self._logits(self._tensors(batch)).float().cpu()
+        # No backward follows, for which ZeRO-3 has begun to fetch parameters: an export would trip over them.
+        self.engine.empty_partition_cache()
+        return logits
 
     def close(self) -> None:
         """Give the memory back, so that the next stage can build its engine in this process."""
