@@ -14,10 +14,11 @@ import numpy as np
 from launcher.data.order import Integers, Mixture, Order
 from launcher.data.pack import STEPS_PER_POOL, bounds_within, deal, rounds, steps_of_pool
 from launcher.data.split import Split
-from launcher.data.store import INPUT_IDS, NUM_TARGETS, PACK, Array, Store
+from launcher.data.store import INPUT_IDS, Array, Store
 
 IGNORED = -100
 _MASK = "target_mask"
+_SPAN = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +97,10 @@ class Feed:
         self._split = Split(stores, packed=self._packed)
         orders = [self._order(store, seed) for store in stores]
         self._order_of_all = Mixture(orders, weights, fingerprint=fingerprint, seed=seed)
-        self._are_sizes_known = all(store.is_settled for store in stores) and not self._packed
+        self._are_sizes_known = all(order.are_counts_known for order in orders)
         self._num_workers, self._rank, self._pad_token_id = num_workers, rank, pad_token_id
         self._pool: tuple[tuple[int, int], list[Integers]] | None = None
+        self._span: tuple[int, int, int, Integers] | None = None
 
     def _order(self, store: Store, seed: int) -> Order:
         return Order(
@@ -187,10 +189,24 @@ class Feed:
         return place if order.has(epoch, place - 1) else order.num_units
 
     def _rows(self, epoch: int, first: int, last: int) -> tuple[Integers, Integers]:
-        units = self._order_of_all.units_at(epoch, np.arange(first, last, dtype=np.int64))
-        samples, owners = self._split.samples_of(units)
+        samples, owners = self._split.samples_of(self._units(epoch, first, last))
         # Units without a sample leave no row.
         return samples, np.unique(owners, return_inverse=True)[1].astype(np.int64)
+
+    def _units(self, epoch: int, first: int, last: int) -> Integers:
+        if not self._are_sizes_known:
+            return self._order_of_all.units_at(epoch, np.arange(first, last, dtype=np.int64))
+        # A permutation costs the same for a few places as for many.
+        if (
+            self._span is None
+            or self._span[0] != epoch
+            or not self._span[1] <= first <= last <= self._span[2]
+        ):
+            until = min(max(last, first + _SPAN), self._order_of_all.num_units)
+            units = self._order_of_all.units_at(epoch, np.arange(first, until, dtype=np.int64))
+            self._span = epoch, first, until, units
+        begin, units = self._span[1], self._span[3]
+        return units[first - begin : last - begin]
 
     def _micro_batch(self, pieces: list[Integers], chunk: int, stand_in: Integers) -> MicroBatch:
         if not pieces:
@@ -288,22 +304,23 @@ def _weightless(
 
 def _padded(split: Split, samples: Integers, pad_token_id: int) -> dict[str, Integers]:
     fills = {INPUT_IDS: pad_token_id, "labels": IGNORED}
-    features: dict[str, Integers] = {
-        name: values for name, values in split.scalars(samples).items() if name not in (NUM_TARGETS, PACK)
-    }
-    for name, sequences in split.ragged(samples).items():
+    features: dict[str, Integers] = split.scalars(samples)
+    ragged = split.ragged(samples)
+    for name, sequences in ragged.items():
         features[name] = _rectangle(sequences, fills.get(name, 0))
     if _MASK in features:
         features["labels"] = np.where(features.pop(_MASK), features[INPUT_IDS], IGNORED)
+    lengths = np.array([len(sequence) for sequence in ragged[INPUT_IDS]])
     columns = np.arange(features[INPUT_IDS].shape[1])
-    features["attention_mask"] = (columns < split.lengths(samples)[:, None]).astype(np.int64)
+    features["attention_mask"] = (columns < lengths[:, None]).astype(np.int64)
     return features
 
 
 def _packs(split: Split, pieces: list[Integers], pad_token_id: int) -> dict[str, Integers]:
     """Lay the samples of each piece one after another in a row."""
-    samples = np.concatenate(pieces)
-    lengths, sizes = split.lengths(samples), np.array([len(piece) for piece in pieces])
+    ragged = split.ragged(np.concatenate(pieces))
+    lengths = np.array([len(sequence) for sequence in ragged[INPUT_IDS]])
+    sizes = [len(piece) for piece in pieces]
     ends = np.cumsum(lengths)
     row_ends = ends[np.cumsum(sizes) - 1]
     row_starts = np.concatenate([[0], row_ends[:-1]])
@@ -311,7 +328,7 @@ def _packs(split: Split, pieces: list[Integers], pad_token_id: int) -> dict[str,
     columns = np.arange(int(row_lengths.max()))
     inside = columns < row_lengths[:, None]
     features: dict[str, Integers] = {}
-    for name, sequences in split.ragged(samples).items():
+    for name, sequences in ragged.items():
         features[name] = np.full(inside.shape, pad_token_id if name == INPUT_IDS else 0, dtype=np.int64)
         features[name][inside] = np.concatenate(sequences)
     # Padding goes on as one more segment, so positions restart there too.

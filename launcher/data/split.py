@@ -60,10 +60,12 @@ class Split:
         return values
 
     def scalars(self, samples: Integers) -> dict[str, Array]:
-        """Return by name the features that are one integer for each sample."""
+        """Return by name the task's features that are one integer for each sample."""
         found: dict[str, Array] = {}
         for block, _, rows, here in self._by_block(samples):
-            for name, values in block.scalars.items():
+            if not block.features:
+                break  # A task's blocks all have the same features.
+            for name, values in block.features.items():
                 found.setdefault(name, np.empty(len(samples), dtype=np.int64))[here] = values[rows]
         return found
 
@@ -99,7 +101,8 @@ class Split:
         """Yield (block, what the ids of its rows begin with, rows asked for, their places in `ids`)."""
         sets, blocks, rows = parts_of(ids)
         owners = ids - rows
-        for owner in np.unique(owners):
-            here = np.flatnonzero(owners == owner)
-            block = self.stores[int(sets[here[0]])].block(int(blocks[here[0]]))
-            yield block, owner, rows[here], here
+        by_owner = np.argsort(owners, kind="stable")
+        for here in np.split(by_owner, np.flatnonzero(np.diff(owners[by_owner])) + 1):
+            if len(here):
+                block = self.stores[int(sets[here[0]])].block(int(blocks[here[0]]))
+                yield block, owners[here[0]], rows[here], here

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from launcher.data.order import Integers
+from launcher.data.order import BLOCKS_PER_WINDOW, Integers
 from launcher.errors import DataError, StorageError
 from launcher.storage import aside_of, read_json, write_json
 
@@ -34,7 +34,8 @@ Array: TypeAlias = npt.NDArray[Any]
 Ragged: TypeAlias = tuple[Array, Array]
 """The values of all samples one after another, and each sample's length."""
 
-_MOST_OPEN = 48
+# Two windows: where a step goes from one to the next, it has both.
+_MOST_OPEN = 2 * BLOCKS_PER_WINDOW
 _POLL_S = 0.05
 _FACTS = b"launcher"
 
@@ -212,7 +213,7 @@ class Block:
         lengths: int64 of shape (samples,): tokens of each.
         targets: int64 of shape (samples,): labels or tokens of each that bear loss.
         ragged: by feature (values, offsets), views of the mapped file.
-        scalars: by feature one integer a sample, views of the mapped file.
+        features: by feature one integer a sample, views of the mapped file.
     """
 
     def __init__(self, file: Path) -> None:
@@ -225,21 +226,23 @@ class Block:
                 f"{file}: not readable, delete {file.parent} to prepare it anew: {error}"
             ) from None
         self.ragged: dict[str, tuple[Array, Array]] = {}
-        self.scalars: dict[str, Array] = {}
+        self.features: dict[str, Array] = {}
         for name in batch.schema.names:
             column = batch.column(name)
             if pa.types.is_large_list(column.type):
                 self.ragged[name] = (_numpy(column.values), _numpy(column.offsets))
             else:
-                self.scalars[name] = _numpy(column)
+                self.features[name] = _numpy(column)
         self.lengths: Integers = np.diff(self.ragged[INPUT_IDS][1])
-        self.targets: Integers = self.scalars[NUM_TARGETS].astype(np.int64)
+        self.targets: Integers = self.features.pop(NUM_TARGETS).astype(np.int64)
+        self._pack = self.features.pop(PACK, None)
         self._packs: tuple[Integers, Integers] | None = None
 
     def packs(self) -> tuple[Integers, Integers]:
         """Return (samples by pack, where each pack begins among them and one past the last)."""
         if self._packs is None:
-            pack = self.scalars[PACK]
+            pack = self._pack
+            assert pack is not None, "a store of a task whose samples are packed"
             starts = np.concatenate([[0], np.cumsum(np.bincount(pack))]).astype(np.int64)
             self._packs = np.argsort(pack, kind="stable"), starts
         return self._packs
