@@ -256,9 +256,7 @@ def test_a_packed_run_proves_its_packs_and_tells_its_padding(chat_setup: dict, t
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert "a worker failed" not in result.stdout
     assert "4 steps of 8 packs" in result.stdout and "padding" in result.stdout
-    steps = [
-        json.loads(line) for line in (tmp_path / "packed" / "metrics.jsonl").read_text().splitlines()
-    ]
+    steps = [json.loads(line) for line in (tmp_path / "packed" / "metrics.jsonl").read_text().splitlines()]
     steps = [event for event in steps if event["kind"] == "step"]
     assert all(event["samples"] >= 8 and event["slots"] <= 2048 for event in steps)
     assert 1 - sum(e["tokens"] for e in steps) / sum(e["slots"] for e in steps) < 0.1

@@ -349,3 +349,42 @@ def test_evaluating_nothing(tmp_path: Path) -> None:
         [Store(tmp_path)], micro_batch=4, budget_tokens=None, num_workers=2, rank=1, pad_token_id=PAD
     )
     assert list(batches) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_data_sets_are_mixed_by_their_weights_in_every_world(tmp_path: Path, kind: str) -> None:
+    ids = stores.samples(400)
+    stores.make(tmp_path / "a", stores.in_blocks(ids[:300], [100] * 3), capacity=CAPACITY, fingerprint="a")
+    stores.make(tmp_path / "b", [ids[300:]], capacity=CAPACITY, fingerprint="b")
+
+    def make(num_workers: int, rank: int) -> Feed:
+        batching = Batching(
+            kind="bucketed" if kind == "tokens" else kind,  # type: ignore[arg-type]
+            by_tokens=kind == "tokens",
+            units_per_step=16,
+            micro_batch=4,
+            budget_tokens=None,
+        )
+        return Feed(
+            [Store(tmp_path / "a"), Store(tmp_path / "b")],
+            [1.0, 3.0],
+            batching,
+            fingerprint="ab",
+            seed=0,
+            num_workers=num_workers,
+            rank=rank,
+            pad_token_id=PAD,
+        )
+
+    def ids_of(step: int, ranks: list[Feed]) -> list[int]:
+        batches = [rank.step(step) for rank in ranks]
+        return sorted(int(i) for batch in batches for micro in batch.micro_batches for i in micro.samples)
+
+    alone, three = [make(1, 0)], [make(3, rank) for rank in range(3)]
+    from_b = total = 0
+    for step in range(1, 65):
+        here = ids_of(step, alone)
+        assert here == ids_of(step, three)
+        from_b, total = from_b + sum(parts_of(np.array(here))[0]), total + len(here)
+    # 3 of 4 units are of b, though it has a quarter of the samples.
+    assert from_b / total == pytest.approx(0.75, abs=0.06)
