@@ -69,6 +69,8 @@ def _padding(stage: StagePlan) -> str:
 def _losses(train: SplitFacts) -> list[str]:
     """What of the rows is not trained on."""
     lines = []
+    if train.stores and not train.is_whole:
+        lines.append("the rest of its data is prepared beside the training")
     if train.num_skipped:
         lines.append(f"{train.num_skipped:,} rows bear no loss within max_length and are left out")
     if train.num_cut:

@@ -16,7 +16,7 @@ class View:
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stdout
         self.is_live = self.stream.isatty()
-        self.shown_at_s = 0.0
+        self.shown_at_s = self.prepared_at_s = 0.0
         self.first: Event | None = None
         self.begun: Event = {}
         self.has_open_line = False
@@ -51,12 +51,17 @@ class View:
         )
 
     def _preparation(self, event: Event) -> None:
-        rate = event["tokens"] / event["seconds"] if event["seconds"] else 0.0
-        line = f"preparing {event['store']}: {event['done']}/{event['chunks']} chunks"
-        line += f", {event['tokens']:,} tokens, {rate:,.0f} tokens/s"
-        line += f", {event['bad']:,} bad rows" if event["bad"] else ""
         if self.begun:
             return  # Training shows its own line.
+        now = time.monotonic()
+        if not (event["is_whole"] or self.is_live or now - self.prepared_at_s >= PLAIN_EVERY_S):
+            return
+        self.prepared_at_s = now
+        line = f"preparing {event['store']}: {event['done']}/{event['chunks']} chunks"
+        line += f", {event['tokens']:,} tokens"
+        if event["chunks"] > 1 and event["seconds"]:
+            line += f", {event['tokens'] / event['seconds']:,.0f} tokens/s"
+        line += f", {event['bad']:,} bad rows" if event["bad"] else ""
         if event["is_whole"] or not self.is_live:
             self.say(line)
         else:
