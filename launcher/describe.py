@@ -66,12 +66,11 @@ def _jobs_of_stage(
 ) -> list[StoreJob]:
     stage, jobs = recipe.stages[index], []
     limit = planning.max_length(stage, model_facts)
-    labels_from = labels_key = ""
+    labels_from, labels_key = "", _labels_key(stage)
     for split in ("train", "eval"):
         for number, data_set in enumerate(stage.data.data_sets(split)):  # type: ignore[arg-type]
-            settings = _settings(stage, data_set, tokenizer, limit)
-            settings += [labels_key] if split == "eval" else []
-            files = source.list_files(data_set.path, split=data_set.split, config=data_set.config)
+            settings = [*_settings(stage, data_set, tokenizer, limit), labels_key]
+            files = _files(data_set)
             task = tasks.create(stage_of(stage, data_set))
             present = source.column_names(files[:1])
             # What the first file has and the task reads, the others must have alike.
@@ -79,9 +78,7 @@ def _jobs_of_stage(
             task.set_tokenizer(tokenizer, limit)
             settings.append(tokenizer.chat_template)
             directory, manifest = _new_manifest(files, settings, task, data_set, present, folder, chunk_bytes)
-            if split == "train" and task.label_column is not None and stage.data.labels is None:
-                labels_from = labels_from or str(directory)
-                labels_key += manifest.fingerprint
+            labels_from = labels_from or (str(directory) if labels_key else "")
             jobs.append(
                 StoreJob(
                     directory=str(directory),
@@ -99,6 +96,29 @@ def _jobs_of_stage(
     return jobs
 
 
+def _files(data_set: DataSet) -> list[str]:
+    return source.list_files(data_set.path, split=data_set.split, config=data_set.config)
+
+
+def _labels_key(stage: Stage) -> list[Any]:
+    """What tells the labels, if the rows do: all train data sets together. A label's number depends on it."""
+    if stage.data.labels is not None or tasks.create(stage).label_column is None:
+        return []
+    sets = stage.data.data_sets("train")
+    return [
+        [each.model_dump(mode="json", exclude={"path", "weight"}), *_named(_stamps(_files(each)))]
+        for each in sets
+    ]
+
+
+def _stamps(files: list[str]) -> list[tuple[str, int, int]]:
+    return [(file, *source.stamp(file)) for file in files]
+
+
+def _named(stamps: list[tuple[str, int, int]]) -> list[list[Any]]:
+    return [[os.path.basename(file), size] for file, size, _ in stamps]
+
+
 def _new_manifest(
     files: list[str],
     settings: list[Any],
@@ -108,13 +128,12 @@ def _new_manifest(
     folder: Path,
     chunk_bytes: int | None,
 ) -> tuple[Path, store.Manifest]:
-    stamps = [(file, *source.stamp(file)) for file in files]
+    stamps = _stamps(files)
     if chunk_bytes is None:
         # Small chunks begin sooner; too many files would be a burden on the disk and on every rank.
         total_bytes = sum(size for _, size, _ in stamps)
         chunk_bytes = min(MOST_CHUNK_BYTES, max(LEAST_CHUNK_BYTES, total_bytes // MANY_CHUNKS))
-    named = [[os.path.basename(file), size] for file, size, _ in stamps]
-    fingerprint = digest([STORE_VERSION, settings, named, chunk_bytes])
+    fingerprint = digest([STORE_VERSION, settings, _named(stamps), chunk_bytes])
     chunks = source.chunks(files, chunk_bytes)
     is_bounded = all(chunk.is_bounded for chunk in chunks)
     counted = [chunk.num_rows for chunk in chunks]

@@ -20,7 +20,6 @@ from launcher.data.order import BLOCKS_PER_WINDOW
 from launcher.errors import LauncherError
 from launcher.prepare import StoreJob
 
-LOCK = ".lock"
 POLL_S = 0.2
 TELL_EVERY_S = 1.0
 
@@ -153,7 +152,7 @@ class _Making:
 
     def __init__(self, job: StoreJob) -> None:
         self.job, self.directory = job, Path(job.directory)
-        self.is_whole = store.read_meta(self.directory) is not None
+        self.is_whole = self._is_whole()
         self.is_ours = False
         self.counts = store.Counts()
         self.num_begun = 0
@@ -165,16 +164,16 @@ class _Making:
         """Try to become the one who makes this store; see what is there already."""
         if self.is_whole or self.is_ours:
             return
-        lock = filelock.FileLock(self.directory / LOCK)
+        lock = filelock.FileLock(self.directory / store.LOCK)
         try:
             lock.acquire(blocking=False)
         except filelock.Timeout:
             # Another run makes it; what it has made is as good as ours.
-            self.is_whole = store.read_meta(self.directory) is not None
+            self.is_whole = self._is_whole()
             return
         locks.callback(lock.release)
         self.is_ours = True
-        self.is_whole = store.read_meta(self.directory) is not None
+        self.is_whole = self._is_whole()
         if self.is_whole:
             return
         storage.delete(self.directory / store.META)
@@ -185,6 +184,9 @@ class _Making:
         self.waiting = [chunk for chunk, counts in known.items() if counts is None]
         self.made = {chunk for chunk, counts in known.items() if counts is not None}
         self.began_s = time.monotonic()
+
+    def _is_whole(self) -> bool:
+        return store.read_meta(self.directory) is not None and prepare.labels_of(self.job) is not None
 
     def next(self) -> "Task | None":
         """Return what to begin now, if anything."""
@@ -201,6 +203,8 @@ class _Making:
     def settle(self) -> bool:
         """Commit what has become whole; tell whether the store did."""
         if not self.is_ours or self.is_whole or len(self.made) < self.job.num_chunks:
+            return False
+        if prepare.labels_of(self.job) is None:
             return False
         prepare.finish(self.job)
         self.is_whole = True

@@ -276,6 +276,24 @@ def test_labels_are_gathered_from_all_data_sets(case: Case) -> None:
     assert set(labels.scalars(labels.all_samples())["labels"].tolist()) == {1}
 
 
+def test_a_label_keeps_its_number_only_among_the_same_labels(case: Case) -> None:
+    other = write_jsonl(case.folder / "other.jsonl", [{"text": "so so", "label": "fair"}] * 5)
+    case.stage |= {"task": "text-classification"}
+    case.data["train"] = [str(case.train), {"path": str(other)}]
+    three = case.prepare().facts[0].train
+    case.data["train"] = str(case.train)
+    two = case.prepare().facts[0].train
+    assert three.labels == ("bad", "fair", "good") and two.labels == ("bad", "good")
+    assert three.stores[0] != two.stores[0]
+
+
+def test_lost_labels_are_gathered_again(case: Case) -> None:
+    case.stage |= {"task": "text-classification"}
+    first = case.prepare().facts[0].train
+    (Path(first.stores[0]) / "labels.json").unlink()
+    assert case.prepare().facts[0].train == first
+
+
 def test_a_data_set_of_its_own_columns_filters_and_part(case: Case) -> None:
     other = case.folder / "other.parquet"
     rows = {"body": [f"text {i}" for i in range(500)], "stars": list(np.arange(500) % 5)}

@@ -4,6 +4,7 @@ import threading
 import time
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 
@@ -111,6 +112,20 @@ def test_a_reader_is_told_why_no_block_comes(tmp_path: Path) -> None:
     stores.begin(tmp_path, SIZES)
     (tmp_path / store.ERROR).write_text(json.dumps({"message": "a.jsonl, line 7: not valid JSON"}))
     with pytest.raises(DataError, match="line 7: not valid JSON"):
+        Store(tmp_path).block(0)
+
+
+def test_a_reader_does_not_wait_for_a_preparation_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_LOOK_EVERY_S", 0.1)
+    stores.begin(tmp_path, SIZES)
+    with filelock.FileLock(tmp_path / store.LOCK):
+        late = threading.Timer(1.0, stores.write_block, (tmp_path, 1, [[1, 2]]))
+        late.start()
+        assert len(Store(tmp_path).block(1).lengths) == 1
+        late.join()
+    with pytest.raises(DataError, match="nobody makes block-000000.arrow any more"):
         Store(tmp_path).block(0)
 
 
