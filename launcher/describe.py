@@ -16,7 +16,7 @@ from launcher.data.order import permute, round_keys
 from launcher.errors import LauncherError
 from launcher.plan import plan as planning
 from launcher.plan.plan import ModelFacts
-from launcher.prepare import StoreJob, stage_of
+from launcher.prepare import StoreJob
 from launcher.recipe import DataSet, Recipe, Stage
 
 STORE_VERSION = 2
@@ -47,8 +47,10 @@ def describe(
 
         recipe = recipes.parse(recipe_tree)
         tokenizer = models.load_tokenizer(recipe.model)
+        own_template = tokenizer.chat_template
         jobs: list[StoreJob] = []
         for i in range(len(recipe.stages)):
+            tokenizer.chat_template = own_template  # A task puts its own in place.
             jobs += _jobs_of_stage(recipe_tree, recipe, i, tokenizer, model_facts, Path(folder), chunk_bytes)
         return Described(tuple(jobs), _first_model(recipe, tokenizer, Path(folder)))
     except LauncherError as error:
@@ -67,17 +69,20 @@ def _jobs_of_stage(
     stage, jobs = recipe.stages[index], []
     limit = planning.max_length(stage, model_facts)
     labels_from, labels_key = "", _labels_key(stage)
+    label_stamps = _label_stamps(stage) if labels_key else []
     for split in ("train", "eval"):
         for number, data_set in enumerate(stage.data.data_sets(split)):  # type: ignore[arg-type]
             settings = [*_settings(stage, data_set, tokenizer, limit), labels_key]
             files = _files(data_set)
-            task = tasks.create(stage_of(stage, data_set))
+            task = tasks.create(stage.seen_by(data_set))
             present = source.column_names(files[:1])
             # What the first file has and the task reads, the others must have alike.
             source.column_names(files, task.columns(present))
             task.set_tokenizer(tokenizer, limit)
             settings.append(tokenizer.chat_template)
-            directory, manifest = _new_manifest(files, settings, task, data_set, present, folder, chunk_bytes)
+            directory, manifest = _new_manifest(
+                files, settings, task, data_set, present, folder, chunk_bytes, label_stamps
+            )
             labels_from = labels_from or (str(directory) if labels_key else "")
             jobs.append(
                 StoreJob(
@@ -87,8 +92,9 @@ def _jobs_of_stage(
                     split=split,  # type: ignore[arg-type]
                     number=number,
                     max_length=limit,
-                    about_rows=source.count_rows(files)[0],
+                    about_rows=_about_rows(files, data_set),
                     num_chunks=manifest.num_chunks,
+                    is_bounded=manifest.is_bounded,
                     order=_order(manifest, split, stage.seed),
                     labels_from=labels_from,
                 )
@@ -111,6 +117,16 @@ def _labels_key(stage: Stage) -> list[Any]:
     ]
 
 
+def _label_stamps(stage: Stage) -> list[Any]:
+    """The files that tell the labels: where one of them changes, labels may get other numbers."""
+    return [_stamps(_files(each)) for each in stage.data.data_sets("train")]
+
+
+def _about_rows(files: list[str], data_set: DataSet) -> int:
+    low, high = data_set.part or (0.0, 1.0)
+    return max(1, round(source.count_rows(files)[0] * (high - low)))
+
+
 def _stamps(files: list[str]) -> list[tuple[str, int, int]]:
     return [(file, *source.stamp(file)) for file in files]
 
@@ -127,6 +143,7 @@ def _new_manifest(
     present: list[str],
     folder: Path,
     chunk_bytes: int | None,
+    label_stamps: list[Any],
 ) -> tuple[Path, store.Manifest]:
     stamps = _stamps(files)
     if chunk_bytes is None:
@@ -148,7 +165,7 @@ def _new_manifest(
         nominal=tuple(n or 0 for n in counted) if is_nominal else None,
         is_bounded=is_bounded,
     )
-    directory = folder / f"tokens-{digest([fingerprint, stamps])[:20]}"
+    directory = folder / f"tokens-{digest([fingerprint, stamps, label_stamps])[:20]}"
     if (known := store.read_manifest(directory)) != manifest:
         if known is not None:
             storage.delete(directory)
@@ -173,7 +190,13 @@ def _settings(stage: Stage, data_set: DataSet, tokenizer: Any, limit: int) -> li
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:
-    return hashlib.blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=16).hexdigest()
+    of_transformers = [
+        {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        tokenizer.truncation_side,
+        tokenizer.split_special_tokens,
+        tokenizer.model_input_names,
+    ]
+    return digest([tokenizer.backend_tokenizer.to_str(), of_transformers])
 
 
 def digest(value: Any) -> str:

@@ -153,6 +153,8 @@ def _world(num_workers: int | None) -> World:
     device = "cuda" if num_gpus else "cpu"
     available = num_gpus or num_cpus
     wanted = num_workers or (num_gpus or min(2, num_cpus))
+    if wanted < 1:
+        raise ClusterError("the cluster has neither CPUs nor GPUs to run workers on")
     if wanted > available:
         kind = "GPUs" if num_gpus else "CPUs"
         raise ClusterError(

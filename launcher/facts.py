@@ -8,6 +8,7 @@ from typing import Any
 from launcher import prepare
 from launcher import recipe as recipes
 from launcher.data import store
+from launcher.data.order import BLOCKS_PER_WINDOW
 from launcher.describe import Described, describe, digest
 from launcher.errors import LauncherError
 from launcher.plan.plan import ModelFacts, SplitFacts, StageFacts
@@ -57,7 +58,8 @@ def needed_first(
     """Return the stores that have to be whole before training, and those of which a window is enough.
 
     A stage can begin on a part of its data when its number of steps does not depend on the rest: when
-    headers tell the samples of an epoch, or when the recipe gives the steps.
+    headers tell the samples of an epoch, or when the recipe gives the steps. What is no larger than a
+    window is always made whole first, so that its mistakes are told before anything is trained.
 
     Args:
         recipe: what was asked.
@@ -71,10 +73,13 @@ def needed_first(
         in_samples = in_tokens(stage.global_batch) is None or is_packed[i]
         is_known = all(m.nominal is not None for m in manifests) and not is_packed[i]
         is_given = stage.steps is not None and len(train) == 1 and manifests[0].is_bounded
-        if not (in_samples and (is_known or is_given)):
+        evaluated = [job for job in described.jobs if job.stage == i and job.split == "eval"]
+        is_small = all(job.num_chunks <= BLOCKS_PER_WINDOW and job.is_bounded for job in train)
+        if is_small or not (in_samples and (is_known or is_given)):
             whole += train
         elif i == 0:
             first += train
+        whole += [job for job in evaluated if job.num_chunks <= BLOCKS_PER_WINDOW and job.is_bounded]
     return whole, first
 
 

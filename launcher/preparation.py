@@ -21,7 +21,7 @@ from launcher.errors import LauncherError
 from launcher.prepare import StoreJob
 
 POLL_S = 0.2
-TELL_EVERY_S = 1.0
+TELL_EVERY_S, BEAT_EVERY_S = 1.0, 2.0
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -41,6 +41,10 @@ class Executor(Protocol):
         """Return (handle, result) of the tasks that have ended, waiting a little for the first."""
         ...
 
+    def cancel(self) -> None:
+        """End the tasks under way."""
+        ...
+
 
 class Inline:
     """Runs each task at once, in this process."""
@@ -51,6 +55,9 @@ class Inline:
     def room(self) -> bool:
         """See `Executor`."""
         return not self._ended
+
+    def cancel(self) -> None:
+        """See `Executor`."""
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Any:
         """See `Executor`."""
@@ -75,6 +82,7 @@ class Preparation:
         self._making = {job.directory: _Making(job) for job in jobs}
         self._tell = tell or (lambda event: None)
         self._error: BaseException | None = None
+        self._at: Path | None = None
         self._stop = threading.Event()
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="preparation", daemon=True)
@@ -91,6 +99,9 @@ class Preparation:
         """
 
         def ready() -> bool:
+            # A model's head needs them, whenever its stage comes.
+            if any(prepare.labels_of(job) is None for job in self.jobs):
+                return False
             whole = all(self._making[job.directory].is_whole for job in jobs)
             return whole and all(self._making[job.directory].has_first_window() for job in first)
 
@@ -101,7 +112,7 @@ class Preparation:
                 self._changed.wait(POLL_S)
 
     def close(self) -> None:
-        """Let no further task begin, and wait for those under way."""
+        """Let no further task begin, and end those under way: a block appears whole or not at all."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -112,6 +123,8 @@ class Preparation:
                 self._make_all(locks)
             except BaseException as error:
                 self._fail(error)
+            finally:
+                self.executor.cancel()
 
     def _make_all(self, locks: ExitStack) -> None:
         makings = list(self._making.values())
@@ -126,25 +139,27 @@ class Preparation:
             for handle, result in self.executor.done(POLL_S):
                 owner, chunk = pending.pop(handle)
                 if isinstance(result, LauncherError):
+                    self._at = owner.directory
                     raise result
                 owner.end(chunk, result)
             for making in makings:
+                self._at = making.directory
+                making.beat()
                 if making.settle() or making.is_told_due():
                     self._tell(making.event())
+            self._at = None
             with self._changed:
                 self._changed.notify_all()
-        while pending and self._stop.is_set():
-            for handle, _ in self.executor.done(POLL_S):
-                pending.pop(handle, None)
 
     def _fail(self, error: BaseException) -> None:
         self._error = error
-        for making in self._making.values():
-            # Workers that wait for a block of this store read it there.
-            if making.is_ours and not making.is_whole:
-                storage.write_json(Path(making.job.directory) / store.ERROR, {"message": str(error)})
         with self._changed:
             self._changed.notify_all()
+        if not self._stop.is_set():
+            self._tell({"kind": "preparation_failed", "reason": str(error)})
+        if self._at is not None:
+            # Workers that wait for a block of this store read it there.
+            storage.write_json(self._at / store.ERROR, {"message": str(error)})
 
 
 class _Making:
@@ -159,6 +174,7 @@ class _Making:
         self.waiting: list[int] = []
         self.made: set[int] = set()
         self.began_s = self.told_s = time.monotonic()
+        self.beaten_s = 0.0
 
     def take(self, locks: ExitStack) -> None:
         """Try to become the one who makes this store; see what is there already."""
@@ -210,6 +226,10 @@ class _Making:
         self.is_whole = True
         return True
 
+    def is_at_its_first_window(self) -> bool:
+        """Whether what it begins next is wanted soon."""
+        return self.num_begun < BLOCKS_PER_WINDOW
+
     def has_first_window(self) -> bool:
         """Whether training could begin."""
         if self.is_whole:
@@ -218,6 +238,13 @@ class _Making:
         if self.is_ours:
             return self.made.issuperset(first)
         return all(prepare.chunk_counts(self.job, chunk) is not None for chunk in first)
+
+    def beat(self) -> None:
+        """Show who waits for a block that somebody is at work."""
+        now_s = time.monotonic()
+        if self.is_ours and not self.is_whole and now_s - self.beaten_s >= BEAT_EVERY_S:
+            self.beaten_s = now_s
+            (self.directory / store.BEAT).touch()
 
     def is_told_due(self) -> bool:
         """Whether a person should hear how far it is."""
@@ -245,10 +272,10 @@ class _Labels:
     """The label words of one stage: gathered from all rows of its train split before the first block."""
 
     def __init__(self, jobs: Sequence[StoreJob], first: _Making) -> None:
-        self.jobs, self.first = list(jobs), first
+        self.jobs, self.first, self.directory = list(jobs), first, first.directory
         self.waiting: list[tuple[StoreJob, int]] | None = None
         self.found: set[Any] = set()
-        self.num_left = self.num_begun = 0
+        self.num_left = 0
 
     def next(self) -> "Task | None":
         """Return what to begin now, if anything: only who makes the first store looks for labels."""
@@ -262,6 +289,10 @@ class _Labels:
         if not self.waiting:
             return None
         return self, prepare.label_values, *self.waiting.pop(0)
+
+    def is_at_its_first_window(self) -> bool:
+        """Whether what it begins next is wanted soon: nothing begins without the labels."""
+        return True
 
     def end(self, chunk: int, result: Any) -> None:
         """Take a task's result; with the last one the labels are known."""
@@ -285,8 +316,5 @@ def _labelled(jobs: Sequence[StoreJob]) -> list[list[StoreJob]]:
 
 def _next(owners: Sequence[_Making | _Labels]) -> Task | None:
     # The first blocks of every store come before the rest of any: then nothing waits for long.
-    for is_first in (True, False):
-        for owner in owners:
-            if (owner.num_begun < BLOCKS_PER_WINDOW) is is_first and (task := owner.next()) is not None:
-                return task
-    return None
+    first = [owner for owner in owners if owner.is_at_its_first_window()]
+    return next((task for owner in [*first, *owners] if (task := owner.next()) is not None), None)

@@ -17,9 +17,7 @@ from launcher import storage, tasks
 from launcher.data import source, store
 from launcher.data.pack import best_fit
 from launcher.errors import DataError, LauncherError
-from launcher.recipe import DataSet, Stage
 
-STORE_VERSION = 2
 LABELS = "labels.json"
 BAD_ROWS = "bad_rows.jsonl"
 # An unbounded chunk (a large .gz, say) makes a block whenever it has so many tokens.
@@ -37,6 +35,7 @@ class StoreJob:
         max_length: tokens of a sample.
         about_rows: rows by the headers, or an estimate.
         num_chunks: tasks that make it.
+        is_bounded: whether each of them is short.
         order: the chunks in the order in which training will want them.
         labels_from: directory of the store whose rows tell the labels; "" if none do.
     """
@@ -49,6 +48,7 @@ class StoreJob:
     max_length: int
     about_rows: int
     num_chunks: int
+    is_bounded: bool
     order: tuple[int, ...]
     labels_from: str
 
@@ -147,10 +147,21 @@ def finish(job: StoreJob) -> store.Counts:
     counts = store.commit(directory, names)
     if counts.num_samples == 0:
         storage.delete(directory / store.META)
-        file = manifest_of(job.directory).files[0][0]
-        what = "has no rows" if not counts.num_rows else "has no row with anything to learn within max_length"
-        raise DataError(f"{file}: {what}")
+        raise DataError(f"{manifest_of(job.directory).files[0][0]}: {_nothing(job, counts)}")
     return counts
+
+
+def _nothing(job: StoreJob, counts: store.Counts) -> str:
+    """Say why a store has no sample."""
+    data_set = _data(job).data_sets(job.split)[job.number]
+    if counts.num_rows:
+        return "has no row with anything to learn within max_length"
+    if data_set.filters:
+        return f"none of its rows pass the filters {[list(each) for each in data_set.filters]}"
+    if data_set.part is not None:
+        low, high = data_set.part
+        return f"none of its rows fall into the part {low:g} to {high:g}: take a larger part or eval_fraction"
+    return "has no rows"
 
 
 class BadRows:
@@ -243,13 +254,6 @@ class _Gathered:
         return counts
 
 
-def stage_of(stage: Stage, data_set: DataSet) -> Stage:
-    """Return the stage as a data set sees it: with its own columns, if it has some."""
-    if data_set.columns is None:
-        return stage
-    return stage.model_copy(update={"data": stage.data.model_copy(update={"columns": data_set.columns})})
-
-
 def _data(job: StoreJob) -> recipes.Data:
     return recipes.parse(job.recipe).stages[job.stage].data
 
@@ -267,7 +271,7 @@ def _cached_task(recipe: str, stage: int, split: str, number: int, directory: st
 
     asked = recipes.parse(json.loads(recipe))
     data_set = asked.stages[stage].data.data_sets(split)[number]  # type: ignore[arg-type]
-    task = tasks.create(stage_of(asked.stages[stage], data_set))
+    task = tasks.create(asked.stages[stage].seen_by(data_set))
     task.columns(manifest_of(directory).columns)
     task.set_tokenizer(models.load_tokenizer(asked.model), limit)
     return task

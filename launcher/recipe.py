@@ -77,7 +77,8 @@ class DataSet(Section):
     """Keep this part of the rows, chosen at random but always the same: `[0, 0.9]` and `[0.9, 1]`
     share no row."""
     weight: float = Field(default=1.0, gt=0)
-    """Of several data sets: this one's share of the samples, relative to the others."""
+    """Of several data sets: this one's share of the samples, relative to the others and whatever its
+    size. At least a thousandth of all."""
 
     @model_validator(mode="after")
     def _part_is_an_interval(self) -> "DataSet":
@@ -89,10 +90,10 @@ class DataSet(Section):
 class Data(Section):
     """Where the rows of a stage come from, and which columns mean what."""
 
-    train: tuple[DataSet, ...] = Field(min_length=1)
+    train: tuple[DataSet, ...] = Field(min_length=1, max_length=127)
     """What to train on: a path, a list of paths, one data set (`path`, `split`, `filters`, …), or a list
     of data sets, which are mixed by their weights."""
-    eval: tuple[DataSet, ...] | None = Field(default=None, min_length=1)
+    eval: tuple[DataSet, ...] | None = Field(default=None, min_length=1, max_length=127)
     """What to evaluate on, written like `train`. Default: no evaluation."""
     eval_fraction: float | None = Field(default=None, gt=0, lt=1)
     """Instead of `eval`: the part of train's rows to keep for evaluation."""
@@ -134,6 +135,17 @@ class Data(Section):
             raise ValueError("give either eval or eval_fraction")
         if self.eval_fraction is not None and any(data_set.part for data_set in self.train):
             raise ValueError("eval_fraction and a part of train do not go together: give eval a part too")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_can_be_kept(self) -> "Data":
+        total = sum(data_set.weight for data_set in self.train)
+        for data_set in self.train:
+            if data_set.weight < total / 1000:
+                raise ValueError(
+                    f"a weight of {data_set.weight:g} among {total:g} is less than a thousandth:"
+                    " give it more, or leave the data set out"
+                )
         return self
 
     def data_sets(self, split: Literal["train", "eval"]) -> tuple[DataSet, ...]:
@@ -208,6 +220,13 @@ class Stage(Section):
         if self.batching == "packed" and self.task != "causal-lm":
             raise ValueError(f"batching: packed is for causal-lm; {self.task} can be bucketed")
         return self
+
+    def seen_by(self, data_set: DataSet) -> "Stage":
+        """Return the stage with a data set's own columns, if it has some."""
+        if data_set.columns is None:
+            return self
+        data = self.data.model_copy(update={"columns": data_set.columns})
+        return self.model_copy(update={"data": data})
 
 
 class Checkpoint(Section):

@@ -76,6 +76,8 @@ def _launch(options: argparse.Namespace, recipe: Any) -> int:
         print(f"this run is finished already; --fresh trains anew\n{_end(finished, recipe, run_dir)}")
         return 0
 
+    storage.make_directory(run_dir.parent / ".store")
+
     from launcher import driver, stores
 
     job = driver.Job(

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from launcher.errors import StorageError
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the whole of it or nothing."""
@@ -41,7 +43,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file; None where there is none, or where it is not whole."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return None
 
 
@@ -67,6 +69,23 @@ def delete(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory that can be written.
+
+    Raises:
+        StorageError: it cannot.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = aside_of(path / "probe")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot be written: {os.strerror(error.errno or 0)}: give --run-root a directory that can"
+        ) from None
 
 
 def file_sizes(path: Path) -> dict[str, int]:

@@ -133,6 +133,11 @@ class OnRay:
         self._refs.append(task.remote(*args))
         return self._refs[-1]
 
+    def cancel(self) -> None:
+        """See `preparation.Executor`."""
+        for ref in self._refs:
+            ray.cancel(ref, force=True)
+
     def done(self, timeout_s: float) -> list[tuple[Any, Any]]:
         """See `preparation.Executor`."""
         if not self._refs:
@@ -156,7 +161,6 @@ def _result(ref: Any) -> Any:
 def _check_shared(folder: Path) -> None:
     """Refuse a run root that some node does not see: its workers could not read or save anything."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    folder.mkdir(parents=True, exist_ok=True)
     if len(nodes) < 2:
         return
     probe = folder / f".probe-{uuid.uuid4().hex[:8]}"

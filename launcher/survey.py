@@ -33,11 +33,8 @@ def _of_split(stage: Stage, split: Literal["train", "eval"]) -> SplitFacts:
         rows_here, is_exact_here = source.count_rows(files)
         if rows_here == 0:
             raise DataError(f"{files[0]}: has no rows")
-        asked = stage
-        if data_set.columns is not None:
-            data = stage.data.model_copy(update={"columns": data_set.columns})
-            asked = stage.model_copy(update={"data": data})
-        source.column_names(files, tasks.create(asked).columns(source.column_names(files[:1])))
+        task = tasks.create(stage.seen_by(data_set))
+        source.column_names(files, task.columns(source.column_names(files[:1])))
         source.check_filters(files, data_set.filters)
         part = data_set.part or (0.0, 1.0)
         share = part[1] - part[0]

@@ -128,7 +128,9 @@ class StageRun:
         """Restore, train, export, give the memory back."""
         from launcher.train import loop
 
-        start = self.checkpoints.restore(self.engine.engine, fingerprint=self.fingerprint)
+        start = self.checkpoints.restore(
+            self.engine.engine, fingerprint=self.fingerprint, content=self.content
+        )
         self.last_metrics = self._metrics_of_checkpoint() if start else {}
         self.rank.recorder.write(
             "stage_begin",
@@ -206,6 +208,7 @@ class StageRun:
         state = {
             "position": step,
             "fingerprint": self.fingerprint,
+            "content": self.content,
             "metrics": self.last_metrics,
         }
         self.checkpoints.save(self.engine.engine, step, state)
@@ -234,6 +237,12 @@ class StageRun:
     def fingerprint(self) -> str:
         """Of the data and of how it is batched: what a position means."""
         return f"{self.facts.train.fingerprint}/{self.plan.kind}/{self.plan.units_per_step}"
+
+    @property
+    def content(self) -> str:
+        """A hash of all tokens to train on; empty while some are still being made."""
+        metas = [store.meta for store in self.stores]
+        return "" if None in metas else "/".join(meta["content"] for meta in metas if meta)
 
     def _feed(self) -> feed.Feed:
         batching = feed.Batching(

@@ -161,6 +161,13 @@ def test_invalid_json_names_the_line(case: Case) -> None:
     assert "line 12" in message
 
 
+@pytest.mark.parametrize("root", ["/proc/nothing", "/dev/null/x"])
+def test_a_run_root_that_cannot_be_written(case: Case, root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*case.write()[:-1], root]) == 6
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 1 and root in told[0] and "--run-root" in told[0]
+
+
 def test_a_name_in_use_with_another_recipe(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
     from launcher import recipe as recipes
     from launcher import storage

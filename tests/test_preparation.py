@@ -54,8 +54,8 @@ class Case:
     def prepare(self, where: str = "store") -> Prepared:
         return prepare_all(self.recipe(), FACTS, str(self.folder / where), CHUNK)
 
-    def describe(self, where: str = "store") -> Described:
-        described = describe(self.recipe(), FACTS, str(self.folder / where), CHUNK)
+    def describe(self, where: str = "store", chunk_bytes: int = CHUNK) -> Described:
+        described = describe(self.recipe(), FACTS, str(self.folder / where), chunk_bytes)
         assert isinstance(described, Described), described
         return described
 
@@ -294,6 +294,51 @@ def test_lost_labels_are_gathered_again(case: Case) -> None:
     assert case.prepare().facts[0].train == first
 
 
+def test_every_stage_has_its_labels_when_training_begins(case: Case) -> None:
+    parquet = case.folder / "train.parquet"
+    pq.write_table(pa.Table.from_pylist(case.rows), parquet, row_group_size=20)
+    case.stage |= {"task": "text-classification"}
+    case.data["train"] = str(parquet)
+    described = case.describe(chunk_bytes=1024)
+    preparation = Preparation(described.jobs, Inline())
+    preparation.start()
+    preparation.wait_for([])
+    assert facts(recipes.parse(case.recipe()), described)[0].train.labels == ("bad", "good")
+    preparation.close()
+
+
+def test_a_label_that_changes_in_train_changes_its_number_in_eval(case: Case) -> None:
+    case.stage |= {"task": "text-classification"}
+    held_out = write_jsonl(case.folder / "eval.jsonl", [{"text": "x y z", "label": "bad"}])
+    case.data["eval"] = str(held_out)
+    first = case.prepare().facts[0]
+    # As long as before: only the time of change tells.
+    case.train.write_text(case.train.read_text().replace('"good"', '"able"'))
+    second = case.prepare().facts[0]
+    assert first.train.labels == ("bad", "good") and second.train.labels == ("able", "bad")
+    for known, number in ((first, 0), (second, 1)):
+        whole = Split([Store(Path(path)) for path in known.eval.stores])
+        assert whole.scalars(whole.all_samples())["labels"].tolist() == [number]
+
+
+def test_another_end_token_is_another_store(case: Case) -> None:
+    first = case.prepare().facts[0].train
+    file = case.folder / "tokenizer" / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps(settings | {"eos_token": "<s>"}))
+    assert case.prepare().facts[0].train.stores != first.stores
+
+
+def test_what_leaves_no_row_is_named(case: Case) -> None:
+    case.data["train"] = {"path": str(case.train), "filters": [["label", "==", "ugly"]]}
+    with pytest.raises(DataError, match=r"none of its rows pass the filters \[\['label', '==', 'ugly'\]\]"):
+        case.prepare()
+    write_jsonl(case.train, case.rows[:3])
+    case.data |= {"train": str(case.train), "eval_fraction": 0.001}
+    with pytest.raises(DataError, match=r"none of its rows fall into the part 0 to 0.001: take a larger"):
+        case.prepare()
+
+
 def test_a_data_set_of_its_own_columns_filters_and_part(case: Case) -> None:
     other = case.folder / "other.parquet"
     rows = {"body": [f"text {i}" for i in range(500)], "stars": list(np.arange(500) % 5)}
@@ -342,13 +387,15 @@ def test_training_can_begin_with_the_first_window(case: Case) -> None:
 
 def test_what_training_has_to_wait_for(case: Case) -> None:
     parquet = case.folder / "train.parquet"
-    pq.write_table(pa.Table.from_pylist(case.rows), parquet, row_group_size=100)
+    pq.write_table(pa.Table.from_pylist(case.rows), parquet, row_group_size=20)
     case.stage |= {"task": "text-classification", "global_batch": 8}
     case.data |= {"train": str(parquet), "labels": ["bad", "good"]}
 
+    chunk_bytes = 1024
+
     def first(**stage: Any) -> list[str]:
         case.stage = {**case.stage, **stage}
-        described = case.describe()
+        described = case.describe(chunk_bytes=chunk_bytes)
         whole, begun = needed_first(recipes.parse(case.recipe()), described, [False])
         assert len(whole) + len(begun) == 1
         return ["whole"] if whole else ["window"]
@@ -360,3 +407,6 @@ def test_what_training_has_to_wait_for(case: Case) -> None:
     case.data["train"] = {"path": str(parquet), "filters": [["label", "==", "bad"]]}
     assert first() == ["whole"]
     assert first(steps=10) == ["window"]
+    # No more than a window: all of it, so that its mistakes are told before training.
+    chunk_bytes = 1 << 20
+    assert first() == ["whole"]

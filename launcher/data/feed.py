@@ -29,7 +29,7 @@ class MicroBatch:
         features: int64. Sequences are padded, of shape (rows, longest): input_ids, the task's own, and
             attention_mask or, for packs, position_ids, which restart with each sample; what is one
             number for each sample is of shape (rows,).
-        chunk: index among the chunks of the step, the same for any number of workers.
+        chunk: index among the chunks of the step, over all workers.
         samples: int64: the ids of the samples; empty for padding, which must weigh nothing.
     """
 

@@ -67,11 +67,11 @@ def kept(
     """
     indices = np.arange(num_rows)
     for one in filters:
-        name, _, value = one
+        name, operator, value = one
         try:
             array = _array(held.get(name), value, num_rows).take(pa.array(indices))
             table = pa.table({name: array, _ROW: indices})
-            expression = pq.filters_to_expression([tuple(one)])
+            expression = pq.filters_to_expression([(name, operator, _as_column(value, array.type))])
             indices = table.filter(expression)[_ROW].to_numpy()
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise DataError(
@@ -97,6 +97,15 @@ def in_part(file: str, numbers: Sequence[int] | np.ndarray, part: tuple[float, f
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     place = ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
     return np.asarray((part[0] <= place) & (place < part[1]))
+
+
+def _as_column(value: Any, kind: pa.DataType) -> Any:
+    """Return dates and times as the column holds them: in a recipe they are text."""
+    if not pa.types.is_temporal(kind):
+        return value
+    if isinstance(value, list | tuple | set):
+        return [_as_column(each, kind) for each in value]
+    return pa.scalar(str(value)).cast(kind).as_py() if isinstance(value, str) else value
 
 
 def _array(column: pa.Array | list[Any] | None, value: Any, num_rows: int) -> pa.Array:

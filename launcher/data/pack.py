@@ -14,8 +14,7 @@ from launcher.data.order import Integers, permute, round_keys
 
 STEPS_PER_POOL = 16
 """Steps whose samples are sorted by length together. More would pad less and mix less: 16 leave about
-3 % padding, and an epoch of fewer than POOLS_PER_EPOCH pools would make the same batches every time."""
-POOLS_PER_EPOCH = 4
+3 % padding, and an epoch of fewer than 64 steps (see `plan`) would make the same batches every time."""
 
 
 def deal(lengths: Integers, num_chunks: int, *, budget_tokens: int | None = None) -> list[Integers]:
@@ -52,7 +51,7 @@ def bounds_within(descending: list[int], most_tokens: int) -> list[int]:
     """Return where chunks end if each takes as many rows as `most_tokens` padded tokens hold."""
     bounds = [0]
     while bounds[-1] < len(descending):
-        rows = max(1, most_tokens // descending[bounds[-1]])
+        rows = max(1, most_tokens // max(1, descending[bounds[-1]]))
         bounds.append(min(bounds[-1] + rows, len(descending)))
     return bounds[1:]
 
@@ -114,13 +113,6 @@ def steps_of_pool(
         whole = len(lengths) // samples_per_step
     turns = permute(np.arange(whole, dtype=np.int64), max(1, whole), round_keys(key))
     return [*(steps[turn] for turn in turns), *steps[whole:]]
-
-
-def padding_share(lengths: Integers, num_chunks: int) -> float:
-    """Return the share of a step's token slots that would be padding."""
-    chunks = [lengths[chunk] for chunk in deal(lengths, num_chunks) if len(chunk)]
-    slots = sum(len(chunk) * int(chunk.max()) for chunk in chunks)
-    return 1.0 - int(lengths.sum()) / slots if slots else 0.0
 
 
 def best_fit(lengths: Integers, capacity: int, *, key: str) -> Integers:

@@ -16,8 +16,9 @@ def plan_lines(plan: Plan, facts: tuple[StageFacts, ...], zero_stage: int, ds_na
         train = facts[stage.index].train
         about = "" if train.is_whole or train.is_settled and stage.kind != "packed" else "about "
         start = f"from stage {stage.starts_from}" if stage.starts_from else "from the model"
+        units = f"{about}{stage.num_units:,}" if stage.num_units else "a number still unknown of"
         lines.append(
-            f"  {stage.name}: {start}; {about}{stage.num_units:,} {stage.unit}, {stage.num_steps:,} steps"
+            f"  {stage.name}: {start}; {units} {stage.unit}, {stage.num_steps:,} steps"
             f" of {stage.units_per_step} = {stage.num_workers} workers x {stage.micro_batch} {stage.unit}"
             f" x {stage.accumulation} micro-batches{_padding(stage)}, {_KINDS[stage.kind]}; up to"
             f" {stage.max_length} tokens;"

@@ -68,6 +68,9 @@ class View:
             print(f"\r\x1b[2K{line}", end="", file=self.stream, flush=True)
             self.has_open_line = True
 
+    def _preparation_failed(self, event: Event) -> None:
+        self.say(f"the preparation of the data has stopped: {event['reason']}")
+
     def _step(self, event: Event) -> None:
         self.first = self.first or event
         self.slots += event["slots"]

@@ -68,7 +68,7 @@ class TextClassification:
         self.tokenizer, self.max_length = tokenizer, max_length
 
     def features(self, rows: "Rows", labels: tuple[str, ...], reject: base.Reject) -> base.Features:
-        """See `Task.features`; no row is ever skipped."""
+        """See `Task.features`; a row is skipped if the tokenizer makes no token of it."""
         present = list(rows.columns)
         pair = base.optional_column(self.stage, "text_pair", present)
         bad: set[int] = set()
@@ -81,9 +81,13 @@ class TextClassification:
             pairs = [pairs[i] for i in kept] if pairs is not None else None
         encoded = tokens.encode_cut(self.tokenizer, texts, pairs, self.max_length)
         lost = encoded.lost[encoded.lost > 0]
+        has_tokens = encoded.ragged["input_ids"][1] > 0
+        ragged = {name: (values, lengths[has_tokens]) for name, (values, lengths) in encoded.ragged.items()}
+        ids = ids[has_tokens]
         return base.Features(
-            ragged=encoded.ragged,
+            ragged=ragged,
             scalars={"labels": ids, "num_targets": np.ones(len(ids), dtype=np.int32)},
+            num_skipped=int(np.count_nonzero(~has_tokens)),
             num_cut=len(lost),
             num_cut_tokens=int(lost.sum()),
         )

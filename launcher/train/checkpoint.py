@@ -82,7 +82,7 @@ class Checkpoints:
             self._retain()
         self.saved_at_s = time.monotonic()
 
-    def restore(self, engine: Any, *, fingerprint: str) -> int:
+    def restore(self, engine: Any, *, fingerprint: str, content: str = "") -> int:
         """Load the newest checkpoint into the engine; return the steps done, 0 without a checkpoint.
 
         Raises:
@@ -91,7 +91,13 @@ class Checkpoints:
         found = self.latest()
         if found is None:
             return 0
-        if found.state.get("version") != VERSION or found.state["fingerprint"] != fingerprint:
+        before = found.state.get("content", "")
+        is_other_content = before and content and before != content
+        if (
+            found.state.get("version") != VERSION
+            or found.state["fingerprint"] != fingerprint
+            or is_other_content
+        ):
             raise RunExists(
                 f"{found.path}: was made on other data than the recipe now names: restore the data,"
                 " or begin anew with --fresh"

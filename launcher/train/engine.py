@@ -142,8 +142,7 @@ class Engine:
         }
 
     def _seed_dropout(self, step: int, chunk: int) -> None:
-        # Keyed by the chunk, not the rank: a resume or another number of workers drops the same units,
-        # and no random state has to be kept.
+        # Keyed by step and chunk, so a resume drops the same units, and no random state has to be kept.
         torch.manual_seed((self.seed * 1_000_003 + step) * 65_537 + chunk)
 
     def _told_device(self) -> torch.device:

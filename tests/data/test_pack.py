@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.data.pack import best_fit, deal, padding_share, rounds, steps_of_pool
+from launcher.data.pack import best_fit, deal, rounds, steps_of_pool
 
 LENGTHS = np.random.default_rng(0).integers(1, 500, 61)
 
@@ -22,6 +22,13 @@ def test_every_sample_is_dealt_once_in_even_chunks(num_chunks: int) -> None:
 def test_chunks_are_longest_first() -> None:
     dealt = LENGTHS[np.concatenate(deal(LENGTHS, 8))]
     assert (np.diff(dealt) <= 0).all()
+
+
+def padding_share(lengths: np.ndarray, num_chunks: int) -> float:
+    """The share of a step's token slots that is padding."""
+    chunks = [lengths[chunk] for chunk in deal(lengths, num_chunks) if len(chunk)]
+    slots = sum(len(chunk) * int(chunk.max()) for chunk in chunks)
+    return 1.0 - int(lengths.sum()) / slots if slots else 0.0
 
 
 def test_sorting_saves_padding() -> None:
@@ -117,6 +124,11 @@ def test_steps_by_tokens_have_the_same_number_of_tokens() -> None:
     tokens = [lengths[step].sum() for step in steps]
     assert max(tokens) - min(tokens) <= 2 * 60
     assert max(map(len, steps)) > 2 * min(map(len, steps))
+
+
+def test_samples_without_tokens_are_dealt_too() -> None:
+    chunks = deal(np.array([3, 3, 0, 0, 0]), 2, budget_tokens=64)
+    assert sorted(np.concatenate(chunks).tolist()) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from launcher.data import source
 from launcher.data.source import Chunk, Piece, Rows, column_names, count_rows, list_files, read, refuse, stamp
 from launcher.errors import DataError
 
@@ -281,3 +282,18 @@ def test_a_password_is_not_shown() -> None:
     with pytest.raises(DataError, match=r"^s3://key:\*\*\*@bucket/x\?y=1: ") as caught:
         list_files("s3://key:secret@bucket/x?y=1")
     assert "secret" not in str(caught.value)
+
+
+def test_a_filter_on_a_date_takes_the_recipe_s_text(tmp_path: Path) -> None:
+    import datetime
+
+    days = [datetime.date(2024, 1, day) for day in range(1, 11)]
+    pq.write_table(pa.table({"day": days, "x": list(range(10))}), tmp_path / "x.parquet")
+    files = [str(tmp_path / "x.parquet")]
+    for filters, count in (([["day", ">=", "2024-01-08"]], 3), ([["day", "in", ["2024-01-01"]]], 1)):
+        source.check_filters(files, filters)
+        (chunk,) = source.chunks(files)
+        read = source.read(chunk, ["x"], filters=filters, reject=source.refuse)
+        assert sum(rows.num_rows for rows in read) == count
+    with pytest.raises(DataError, match="cannot be compared"):
+        source.check_filters(files, [["day", ">=", "soon"]])

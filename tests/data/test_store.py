@@ -4,7 +4,6 @@ import threading
 import time
 from pathlib import Path
 
-import filelock
 import numpy as np
 import pytest
 
@@ -118,13 +117,14 @@ def test_a_reader_is_told_why_no_block_comes(tmp_path: Path) -> None:
 def test_a_reader_does_not_wait_for_a_preparation_that_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "_LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(store, "_SILENT_S", 0.6)
     stores.begin(tmp_path, SIZES)
-    with filelock.FileLock(tmp_path / store.LOCK):
-        late = threading.Timer(1.0, stores.write_block, (tmp_path, 1, [[1, 2]]))
-        late.start()
-        assert len(Store(tmp_path).block(1).lengths) == 1
-        late.join()
+    beats = [threading.Timer(0.3 * i, (tmp_path / store.BEAT).touch) for i in range(1, 5)]
+    late = threading.Timer(1.5, stores.write_block, (tmp_path, 1, [[1, 2]]))
+    for timer in (*beats, late):
+        timer.start()
+    assert len(Store(tmp_path).block(1).lengths) == 1
+    late.join()
     with pytest.raises(DataError, match="nobody makes block-000000.arrow any more"):
         Store(tmp_path).block(0)
 
