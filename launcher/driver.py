@@ -116,6 +116,9 @@ def run(job: Job, world: World, view: View, prepared: Prepared) -> dict[str, Any
     with _shown(bulletin, view):
         try:
             _trainer(job, world, prepared, bulletin_name).fit()
+        except SystemExit:
+            # How Ray Train ends on SIGINT, whose handler it replaces.
+            raise KeyboardInterrupt from None
         except Exception as failure:
             raise _cause(failure, ray.get(bulletin.read.remote(0)), job) from failure
     return _finish(job, world, prepared, view)

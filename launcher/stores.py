@@ -116,12 +116,14 @@ class OnRay:
         self._most = max(1, int(ray.cluster_resources().get("CPU", 1)))
         self._num_cpus: float = 1
         self._refs: list[Any] = []
+        self._remote: dict[Callable[..., Any], Any] = {}
 
     def yield_to(self, num_workers: int) -> None:
         """Leave the workers their CPUs: they could not be placed otherwise."""
         spare = int(ray.cluster_resources().get("CPU", 1)) - num_workers
         # Without a spare one, one task at a time shares the workers' CPUs.
         self._most, self._num_cpus = max(1, spare), 1 if spare > 0 else 0
+        self._remote.clear()
 
     def room(self) -> bool:
         """See `preparation.Executor`."""
@@ -129,8 +131,10 @@ class OnRay:
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Any:
         """See `preparation.Executor`."""
-        task = ray.remote(num_cpus=self._num_cpus, scheduling_strategy="SPREAD")(function)
-        self._refs.append(task.remote(*args))
+        if function not in self._remote:
+            options = {"num_cpus": self._num_cpus, "scheduling_strategy": "SPREAD"}
+            self._remote[function] = ray.remote(**options)(function)
+        self._refs.append(self._remote[function].remote(*args))
         return self._refs[-1]
 
     def cancel(self) -> None:

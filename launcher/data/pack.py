@@ -35,7 +35,8 @@ def deal(lengths: Integers, num_chunks: int, *, budget_tokens: int | None = None
         return np.array_split(longest_first, num_chunks)
     # The smallest size of the largest chunk, by bisection: what the slowest rank does is what all wait for.
     descending = lengths[longest_first].tolist()
-    low, high = descending[0], descending[0] * -(-len(descending) // num_chunks)
+    low = max(descending[0], -(-sum(descending) // num_chunks))
+    high = descending[0] * -(-len(descending) // num_chunks)
     while low < high:
         middle = (low + high) // 2
         if len(bounds_within(descending, middle)) <= num_chunks:
