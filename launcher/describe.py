@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from launcher import recipe as recipes
-from launcher import storage, tasks
+from launcher import storage, survey, tasks
 from launcher.data import source, store
-from launcher.data.order import permute, round_keys
+from launcher.data.order import blocks_at
 from launcher.errors import LauncherError
 from launcher.plan import plan as planning
 from launcher.plan.plan import ModelFacts
@@ -68,12 +68,12 @@ def _jobs_of_stage(
 ) -> list[StoreJob]:
     stage, jobs = recipe.stages[index], []
     limit = planning.max_length(stage, model_facts)
-    labels_from, labels_key = "", _labels_key(stage)
-    label_stamps = _label_stamps(stage) if labels_key else []
+    label_stamps = _label_stamps(stage)
+    labels_from, labels_key = "", _labels_key(stage, label_stamps)
     for split in ("train", "eval"):
         for number, data_set in enumerate(stage.data.data_sets(split)):  # type: ignore[arg-type]
             settings = [*_settings(stage, data_set, tokenizer, limit), labels_key]
-            files = _files(data_set)
+            files = survey.files_of(data_set)
             task = tasks.create(stage.seen_by(data_set))
             present = source.column_names(files[:1])
             # What the first file has and the task reads, the others must have alike.
@@ -92,7 +92,7 @@ def _jobs_of_stage(
                     split=split,  # type: ignore[arg-type]
                     number=number,
                     max_length=limit,
-                    about_rows=_about_rows(files, data_set),
+                    about_rows=survey.rows_of(files, data_set)[0],
                     num_chunks=manifest.num_chunks,
                     is_bounded=manifest.is_bounded,
                     order=_order(manifest, split, stage.seed),
@@ -102,29 +102,23 @@ def _jobs_of_stage(
     return jobs
 
 
-def _files(data_set: DataSet) -> list[str]:
-    return source.list_files(data_set.path, split=data_set.split, config=data_set.config)
+def _label_stamps(stage: Stage) -> list[list[tuple[str, int, int]]]:
+    """The files that tell the labels, if the rows do: all train data sets together.
 
-
-def _labels_key(stage: Stage) -> list[Any]:
-    """What tells the labels, if the rows do: all train data sets together. A label's number depends on it."""
+    Where one of them changes, labels may get other numbers.
+    """
     if stage.data.labels is not None or tasks.create(stage).label_column is None:
         return []
+    return [_stamps(survey.files_of(each)) for each in stage.data.data_sets("train")]
+
+
+def _labels_key(stage: Stage, label_stamps: list[list[tuple[str, int, int]]]) -> list[Any]:
+    """The same by names and sizes alone, for the order."""
     sets = stage.data.data_sets("train")
     return [
-        [each.model_dump(mode="json", exclude={"path", "weight"}), *_named(_stamps(_files(each)))]
-        for each in sets
+        [each.model_dump(mode="json", exclude={"path", "weight"}), *_named(stamps)]
+        for each, stamps in zip(sets, label_stamps, strict=False)
     ]
-
-
-def _label_stamps(stage: Stage) -> list[Any]:
-    """The files that tell the labels: where one of them changes, labels may get other numbers."""
-    return [_stamps(_files(each)) for each in stage.data.data_sets("train")]
-
-
-def _about_rows(files: list[str], data_set: DataSet) -> int:
-    low, high = data_set.part or (0.0, 1.0)
-    return max(1, round(source.count_rows(files)[0] * (high - low)))
 
 
 def _stamps(files: list[str]) -> list[tuple[str, int, int]]:
@@ -178,7 +172,7 @@ def _order(manifest: store.Manifest, split: str, seed: int) -> tuple[int, ...]:
     """The chunks as the first epoch wants them, so that its first window is made first."""
     chunks = np.arange(manifest.num_chunks, dtype=np.int64)
     if split == "train" and manifest.is_bounded:
-        chunks = permute(chunks, len(chunks), round_keys(f"{manifest.fingerprint}/{seed}/0"))
+        chunks = blocks_at(chunks, len(chunks), fingerprint=manifest.fingerprint, seed=seed, epoch=0)
     return tuple(chunks.tolist())
 
 
@@ -213,8 +207,8 @@ def _first_model(recipe: Recipe, tokenizer: Any, folder: Path) -> str:
     if isinstance(config, str):
         path = Path(config)
         config = json.loads((path / "config.json" if path.is_dir() else path).read_text())
-    key = json.dumps([config, auto_model, recipe.model.init_seed, len(tokenizer)], sort_keys=True)
-    directory = folder / f"model-{hashlib.blake2b(key.encode(), digest_size=10).hexdigest()}"
+    key = digest([json.dumps(config, sort_keys=True), auto_model, recipe.model.init_seed, len(tokenizer)])
+    directory = folder / f"model-{key[:20]}"
     if not directory.exists():
         with storage.new_directory(directory) as aside:
             models.initialise(recipe.model, auto_model, aside, len(tokenizer))

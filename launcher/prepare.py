@@ -99,7 +99,7 @@ def settle_labels(job: StoreJob, found: set[Any]) -> None:
 def labels_of(job: StoreJob) -> tuple[str, ...] | None:
     """Return the label words of a job's task, once they are settled."""
     if not job.labels_from:
-        return tuple(recipes.parse(job.recipe).stages[job.stage].data.labels or ())
+        return tuple(job.recipe["stages"][job.stage]["data"].get("labels") or ())
     labels = storage.read_json(Path(job.labels_from) / LABELS)
     return None if labels is None else tuple(labels)
 

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from launcher.errors import StorageError
 
@@ -18,10 +18,17 @@ from launcher.errors import StorageError
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the whole of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that becomes `path` when the block ends, and vanishes when it raises."""
     aside = aside_of(path)
     try:
-        with open(aside, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(aside, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)

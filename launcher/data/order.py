@@ -52,6 +52,11 @@ class _Epoch:
     starts: Integers
 
 
+def blocks_at(places: Integers, num_blocks: int, *, fingerprint: str, seed: int, epoch: int) -> Integers:
+    """Return the blocks at some places of an epoch: the order in which it goes through a data set."""
+    return permute(places, num_blocks, round_keys(f"{fingerprint}/{seed}/{epoch}"))
+
+
 class Order:
     """The order of one data set."""
 
@@ -79,7 +84,7 @@ class Order:
         """
         self.num_blocks, self.count_of = num_blocks, count_of
         self.are_counts_known = are_counts_known
-        self._key = f"{fingerprint}/{seed}"
+        self._fingerprint, self._seed = fingerprint, seed
         self._blocks_per_window = blocks_per_window
         self._epoch: _Epoch | None = None
         self._total: int | None = None
@@ -102,7 +107,10 @@ class Order:
         """Return the blocks of a window, in the order of the epoch."""
         first = window * self._blocks_per_window
         places = np.arange(first, min(first + self._blocks_per_window, self.num_blocks), dtype=np.int64)
-        return permute(places, self.num_blocks, round_keys(f"{self._key}/{epoch}"))
+        return self._blocks_at(places, epoch)
+
+    def _blocks_at(self, places: Integers, epoch: int) -> Integers:
+        return blocks_at(places, self.num_blocks, fingerprint=self._fingerprint, seed=self._seed, epoch=epoch)
 
     def units_at(self, epoch: int, places: Integers) -> tuple[Integers, Integers]:
         """Return (blocks, rows) of the units at some places of an epoch.
@@ -123,7 +131,7 @@ class Order:
             first = int(window_starts[window])
             last_block = min((int(window) + 1) * self._blocks_per_window, len(known.starts) - 1)
             size = int(known.starts[last_block]) - first
-            keys = round_keys(f"{self._key}/{epoch}/{window}")
+            keys = round_keys(f"{self._fingerprint}/{self._seed}/{epoch}/{window}")
             shuffled[here] = first + permute(places[here] - first, size, keys)
         owners = np.searchsorted(known.starts, shuffled, side="right") - 1
         return known.blocks[owners], shuffled - known.starts[owners]
@@ -131,11 +139,7 @@ class Order:
     def _known(self, epoch: int, place: int) -> _Epoch:
         """Return the epoch's blocks, at least as far as the window of `place`."""
         if self._epoch is None or self._epoch.number != epoch:
-            blocks = permute(
-                np.arange(self.num_blocks, dtype=np.int64),
-                self.num_blocks,
-                round_keys(f"{self._key}/{epoch}"),
-            )
+            blocks = self._blocks_at(np.arange(self.num_blocks, dtype=np.int64), epoch)
             self._epoch = _Epoch(epoch, blocks, np.zeros(1, dtype=np.int64))
         known = self._epoch
         while int(known.starts[-1]) <= place and len(known.starts) <= self.num_blocks:

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from launcher.data.order import BLOCKS_PER_WINDOW, Integers
 from launcher.errors import DataError, StorageError
-from launcher.storage import aside_of, read_json, write_json
+from launcher.storage import new_file, read_json, write_json
 
 FORMAT = 2
 MANIFEST, META, ERROR = "manifest.json", "meta.json", "error.json"
@@ -135,17 +135,8 @@ def write_block(
                 digest.update(buffer)
     facts = json.dumps({**asdict(counts), "digest": digest.hexdigest()})
     batch = batch.replace_schema_metadata({_FACTS: facts.encode()})
-    with writing(file.parent):
-        aside = aside_of(file)
-        try:
-            with open(aside, "wb") as sink:
-                with pa.ipc.new_file(sink, batch.schema) as writer:
-                    writer.write_batch(batch)
-                sink.flush()
-                os.fsync(sink.fileno())
-            os.replace(aside, file)
-        finally:
-            aside.unlink(missing_ok=True)
+    with writing(file.parent), new_file(file) as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
 
 
 @contextmanager
