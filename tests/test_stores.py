@@ -15,6 +15,7 @@ from launcher.data import store
 from launcher.data.order import BLOCKS_PER_WINDOW
 from launcher.data.store import Store
 from launcher.errors import DataError
+from launcher.facts import Prepared
 from launcher.plan.plan import ModelFacts, World
 from launcher.report.view import View
 from tests.conftest import ROOT, write_jsonl
@@ -41,10 +42,20 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+def until_whole(prepared: Prepared) -> None:
+    deadline = time.monotonic() + 60
+    while store.read_meta(Path(prepared.facts[0].train.stores[0])) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_training_begins_beside_the_preparation(cluster: None, tmp_path: Path) -> None:
     case = Case(tmp_path, num_rows=20_000)
     case.stage |= {"steps": 5, "global_batch": 8}
     recipe, said = recipes.parse(case.recipe()), io.StringIO()
+    # A process imports for as long as another makes this whole store: let both be there first.
+    with stores.prepared(recipe, {}, FACTS, tmp_path / "warm", WORLD, View(io.StringIO()), CHUNK) as warm:
+        until_whole(warm)
     with stores.prepared(recipe, {}, FACTS, tmp_path / "store", WORLD, View(said), CHUNK) as ready:
         train = ready.facts[0].train
         opened = Store(Path(train.stores[0]))
@@ -52,10 +63,7 @@ def test_training_begins_beside_the_preparation(cluster: None, tmp_path: Path) -
         assert opened.num_blocks > 10 * BLOCKS_PER_WINDOW
         # What a rank would do now: any block comes, the last ones too.
         assert sum(len(opened.block(block).lengths) for block in range(opened.num_blocks)) == 20_000
-        deadline = time.monotonic() + 60
-        while store.read_meta(Path(train.stores[0])) is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        until_whole(ready)
     assert "preparing a:" in said.getvalue() and "tokens/s" in said.getvalue()
     with stores.prepared(recipe, {}, FACTS, tmp_path / "store", WORLD, View(said), CHUNK) as again:
         assert again.facts[0].train.is_whole and again.facts[0].train.num_samples == 20_000
