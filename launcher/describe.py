@@ -19,7 +19,7 @@ from launcher.plan.plan import ModelFacts
 from launcher.prepare import StoreJob
 from launcher.recipe import DataSet, Recipe, Stage
 
-STORE_VERSION = 2
+STORE_VERSION = 3
 LEAST_CHUNK_BYTES, MOST_CHUNK_BYTES, MANY_CHUNKS = 4 << 20, 64 << 20, 4096
 
 
@@ -79,7 +79,7 @@ def _jobs_of_stage(
             # What the first file has and the task reads, the others must have alike.
             source.column_names(files, task.columns(present))
             task.set_tokenizer(tokenizer, limit)
-            settings.append(tokenizer.chat_template)
+            settings.append([tokenizer.chat_template, task.has_eval_features and split])
             directory, manifest = _new_manifest(
                 files, settings, task, data_set, present, folder, chunk_bytes, label_stamps
             )
@@ -180,7 +180,8 @@ def _settings(stage: Stage, data_set: DataSet, tokenizer: Any, limit: int) -> li
     """What decides the tokens of a row."""
     data = stage.data.model_dump(mode="json", exclude={"train", "eval", "eval_fraction", "bad_row_limit"})
     of_set = data_set.model_dump(mode="json", exclude={"path", "weight"})
-    return [stage.task, data, of_set, limit, _tokenizer_digest(tokenizer)]
+    of_task = [stage.task, stage.answers.model_dump(), stage.generation.exact_match]
+    return [of_task, data, of_set, limit, _tokenizer_digest(tokenizer)]
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:

@@ -46,7 +46,7 @@ def _answer_all(run_dir: Path, stage_name: str | None, source: str) -> None:
         trust = description.model.trust_remote_code is not None
         model, tokenizer = _load(export, task.auto_model, trust)
         for batch in _batches(lines):
-            for answer in task.predict(model, tokenizer, batch):
+            for answer in task.predict(model, None, tokenizer, batch):
                 # One line each, so that answers can be matched with lines.
                 print(" ".join(answer.splitlines()))
             sys.stdout.flush()

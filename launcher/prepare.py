@@ -5,7 +5,7 @@ Errors are returned as values, so that they arrive without a remote traceback.
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -79,10 +79,16 @@ def label_values(job: StoreJob, chunk: int) -> list[Any] | LauncherError:
         skip = BadRows(_data(job).on_bad_row, limit=None)
         found: set[Any] = set()
         for rows in _read(job, piece, [task.label_column], skip):
-            found.update(value for value in rows.columns[task.label_column] if isinstance(value, str | int))
+            for value in rows.columns[task.label_column]:
+                found.update(v for v in _each(value) if isinstance(v, str | int))
         return list(found)
     except LauncherError as error:
         return error
+
+
+def _each(value: Any) -> Sequence[Any]:
+    """A row's label, or its labels."""
+    return value if isinstance(value, list | tuple) else (value,)
 
 
 def settle_labels(job: StoreJob, found: set[Any]) -> None:
@@ -272,6 +278,7 @@ def _cached_task(recipe: str, stage: int, split: str, number: int, directory: st
     asked = recipes.parse(json.loads(recipe))
     data_set = asked.stages[stage].data.data_sets(split)[number]  # type: ignore[arg-type]
     task = tasks.create(asked.stages[stage].seen_by(data_set))
+    task.for_eval = split == "eval"
     task.columns(manifest_of(directory).columns)
     task.set_tokenizer(models.load_tokenizer(asked.model), limit)
     return task

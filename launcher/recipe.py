@@ -4,9 +4,11 @@ import json
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-TaskName = Literal["text-classification", "causal-lm"]
+TaskName = Literal[
+    "text-classification", "token-classification", "question-answering", "translation", "causal-lm"
+]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 ScheduleName = Literal["linear", "cosine", "constant"]
 Batching = Literal["auto", "random", "bucketed", "packed"]
@@ -42,7 +44,9 @@ class Model(Section):
     """Run the Python code that comes with a model: name the model here, exactly as in `path`, to
     allow it. Anything else is refused."""
     init_seed: int = 0
-    """Seed of the random initialisation, for `config`."""
+    """Seed of the random initialisation: of the weights for `config`, of the rows of `add_tokens`."""
+    add_tokens: list[str] = []
+    """Words to add to the tokenizer, each one token from then on; the embeddings grow by as many rows."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Model":
@@ -100,8 +104,13 @@ class Data(Section):
     columns: dict[str, str] = {}
     """The task's column: the files' column, e.g. `text: sentence`. Default: the same names."""
     labels: list[str] | None = None
-    """text-classification: the label names in order. Needed only when the files hold integers that
-    should get names, or to fix an order. Default: the sorted labels of the train split."""
+    """text-classification, token-classification: the label names in order. Needed only when the files
+    hold integers that should get names, or to fix an order. Default: the sorted labels of the train split."""
+    label_type: Literal["single", "multiple", "number"] = "single"
+    """text-classification: what the label column holds: one label, a list of labels (any number of them),
+    or a number to be predicted (regression)."""
+    prefix: str = ""
+    """translation: put before every source text, e.g. `translate English to German: `."""
     format: Literal["auto", "messages", "instruction", "text"] = "auto"
     """causal-lm: what a row is. `auto`: decided by the columns that the files have."""
     chat_template: str | None = None
@@ -156,6 +165,91 @@ class Data(Section):
         return tuple(data_set.model_copy(update={"part": part}) for data_set in self.train)
 
 
+class Head(Section):
+    """What sits on the trunk, and what it starts from."""
+
+    kind: Literal["linear", "crf"] = "linear"
+    """token-classification: a linear layer, or one with a linear-chain CRF on top."""
+    start: Literal["auto", "new", "keep", "match"] = "auto"
+    """`new`: drawn at random. `keep`: the head that the stage starts with; its labels must be the same.
+    `match`: new, but the rows of labels that the earlier head knows by name are taken over. `auto`: `keep`
+    after a stage with the same task and labels, else `new`."""
+    constrained: bool = False
+    """crf: allow only the transitions that are valid in the tags' scheme (IOB2 or IOBES)."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """The head's own highest learning rate. Default: the stage's."""
+
+
+class Lora(Section):
+    """Low-rank adapters in place of the trunk's weights."""
+
+    rank: int = Field(default=8, gt=0)
+    """Rank of the update of each matrix."""
+    alpha: float = Field(default=16.0, gt=0)
+    """The update is scaled by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout before the adapter."""
+    modules: list[str] | None = None
+    """Names of the modules to adapt, e.g. `q_proj`. Default: what peft adapts for the model's type."""
+    export: Literal["merged", "adapter"] = "merged"
+    """`merged`: one plain model. `adapter`: besides, the adapter alone, for peft, as `adapter/`."""
+
+
+class Trainable(Section):
+    """Which parameters move, and how fast."""
+
+    last_layers: int | None = Field(default=None, ge=0)
+    """Train only the last so many layers of the trunk, and the head; 0: the head only."""
+    freeze: list[str] = []
+    """Regular expressions: parameters whose name holds one do not move, e.g. `embeddings`."""
+    unfreeze_every: int | None = Field(default=None, gt=0)
+    """Gradual unfreezing: begin with the head, and let one more layer move, from the last to the first,
+    every so many steps; the embeddings at the end."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Each layer's learning rate is this times that of the layer after it."""
+    lora: Lora | None = None
+    """Train low-rank adapters and the head; the trunk does not move."""
+
+    @model_validator(mode="after")
+    def _go_together(self) -> "Trainable":
+        if self.lora is not None and (self.last_layers is not None or self.unfreeze_every is not None):
+            raise ValueError("lora trains adapters only: leave last_layers and unfreeze_every out")
+        return self
+
+
+class Selection(Section):
+    """Which evaluation's model to keep, and when to stop."""
+
+    metric: str = "auto"
+    """The metric that judges, e.g. `accuracy`. `auto`: the task's."""
+    patience: int | None = Field(default=None, gt=0)
+    """Stop after so many evaluations without a better one. Default: train to the end."""
+
+
+class Generation(Section):
+    """How answers are generated in evaluation and prediction."""
+
+    max_new_tokens: int = Field(default=128, gt=0)
+    """Tokens of an answer, at most."""
+    beams: int = Field(default=1, gt=0)
+    """Width of the beam search; 1: greedy."""
+    rouge: bool = False
+    """translation: also ROUGE-1, ROUGE-2 and ROUGE-L."""
+    exact_match: bool = False
+    """causal-lm: in evaluation generate the last answer of every conversation, and compare."""
+
+
+class Answers(Section):
+    """question-answering: how contexts are cut and answers chosen."""
+
+    unanswerable: bool = False
+    """Questions may have no answer in their context, as in SQuAD 2."""
+    stride: int = Field(default=128, gt=0)
+    """Tokens that a window of a long context shares with the one before."""
+    longest: int = Field(default=30, gt=0)
+    """Tokens of an answer, at most."""
+
+
 class Stage(Section):
     """One fine-tuning pass: its task, data, schedule."""
 
@@ -165,8 +259,11 @@ class Stage(Section):
     """How a row becomes features, a loss, a prediction and a metric."""
     data: Data
     """The stage's data sets."""
-    epochs: float = Field(default=1.0, gt=0)
-    """Passes over the train split; may be a fraction. Ignored when `steps` is given."""
+    weight: float = Field(default=1.0, gt=0)
+    """Of this stage's loss in the sum, where the stages are trained jointly."""
+    epochs: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """Passes over the train split; may be a fraction. Ignored when `steps` is given. `auto`: 1, or with
+    few samples as many as make 200 steps, at most 20."""
     steps: int | None = Field(default=None, gt=0)
     """Optimizer steps, instead of `epochs`."""
     global_batch: int | Tokens = 32
@@ -184,8 +281,9 @@ class Stage(Section):
     """The highest learning rate of the schedule."""
     schedule: ScheduleName = "linear"
     """How the learning rate falls after the warm-up: to 0 by the last step, or not at all."""
-    warmup: float = Field(default=0.0, ge=0)
-    """Steps over which the learning rate rises from 0: below 1 a fraction of all steps, else a number."""
+    warmup: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """Steps over which the learning rate rises from 0: below 1 a fraction of all steps, else a number.
+    `auto`: a tenth where `epochs: auto` makes several passes over few samples, else none."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay, on matrices only: biases and norms are left out."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -200,9 +298,29 @@ class Stage(Section):
     """Tokens per sample; longer ones are cut. `auto`: the model's limit, at most 512."""
     eval_every: int | None = Field(default=None, gt=0)
     """Steps between evaluations. Default: at the end of the stage only."""
-    head: Literal["new", "keep"] = "new"
-    """text-classification: a new head on the trunk, or the head that the stage starts with (its
-    labels must be the same)."""
+    head: Head = Head()
+    """The head: its settings, or one word for its kind (`crf`) or for what it starts from (`match`)."""
+    trainable: Trainable = Trainable()
+    """Which parameters move: settings, or `head` for the head only."""
+    select: Selection | None = None
+    """Keep the model of the best evaluation, not the last one; settings, or the name of a metric."""
+    generation: Generation = Generation()
+    """How answers are generated."""
+    answers: Answers = Answers()
+    """question-answering: how contexts are cut and answers chosen."""
+
+    @field_validator("head", "trainable", "select", mode="before")
+    @classmethod
+    def _one_word(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, str):
+            return value
+        if info.field_name == "head":
+            return {"kind" if value in ("linear", "crf") else "start": value}
+        if info.field_name == "select":
+            return {"metric": value}
+        if value != "head":
+            raise ValueError('write settings, or "head" for the head only')
+        return {"last_layers": 0}
 
     @field_validator("global_batch", "micro_batch", mode="before")
     @classmethod
@@ -219,6 +337,12 @@ class Stage(Section):
                 raise ValueError(f"{key} is {value}: it must be at least 1")
         if self.batching == "packed" and self.task != "causal-lm":
             raise ValueError(f"batching: packed is for causal-lm; {self.task} can be bucketed")
+        if self.head.kind == "crf" and self.task != "token-classification":
+            raise ValueError(f"head: crf is for token-classification, not {self.task}")
+        if self.head.constrained and self.head.kind != "crf":
+            raise ValueError("head.constrained needs head.kind: crf")
+        if self.select and not (self.data.eval or self.data.eval_fraction):
+            raise ValueError("select needs data.eval or data.eval_fraction, to judge by")
         return self
 
     def seen_by(self, data_set: DataSet) -> "Stage":
@@ -247,6 +371,9 @@ class Recipe(Section):
     """The model to start from."""
     stages: list[Stage] = Field(min_length=1)
     """The fine-tuning passes, in order: each starts with the weights that the one before ended with."""
+    transfer: Literal["sequential", "joint"] = "sequential"
+    """`sequential`: one stage after another. `joint`: all at once, in the steps of the last one: each step
+    takes every stage's global batch, and minimises the sum of their losses by `weight`."""
     baseline: bool = False
     """Also train the last stage straight from the model, to tell what the stages before it gave."""
     checkpoint: Checkpoint = Checkpoint()
@@ -263,6 +390,8 @@ class Recipe(Section):
             raise ValueError(f"two stages have the same name: {', '.join(names)}")
         if self.baseline and len(self.stages) < 2:
             raise ValueError("baseline needs a stage before the last one to compare with")
+        if self.transfer == "joint" and len(self.stages) < 2:
+            raise ValueError("transfer: joint needs at least two stages")
         return self
 
 

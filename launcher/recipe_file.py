@@ -8,7 +8,21 @@ import yaml
 from pydantic import ValidationError
 
 from launcher.errors import RecipeError, nearest
-from launcher.recipe import Checkpoint, Data, DataSet, Model, Recipe, Section, Stage
+from launcher.recipe import (
+    Answers,
+    Checkpoint,
+    Data,
+    DataSet,
+    Generation,
+    Head,
+    Lora,
+    Model,
+    Recipe,
+    Section,
+    Selection,
+    Stage,
+    Trainable,
+)
 
 
 def load(path: Path, settings: Sequence[str] = ()) -> Recipe:
@@ -142,6 +156,12 @@ _SECTIONS: dict[str, type[Section]] = {
     "train": DataSet,
     "eval": DataSet,
     "checkpoint": Checkpoint,
+    "head": Head,
+    "trainable": Trainable,
+    "lora": Lora,
+    "select": Selection,
+    "generation": Generation,
+    "answers": Answers,
 }
 
 

@@ -102,14 +102,26 @@ def test_every_field_is_documented_and_the_surface_is_frozen() -> None:
         recipes.Data,
         recipes.DataSet,
         recipes.Checkpoint,
+        recipes.Head,
+        recipes.Lora,
+        recipes.Trainable,
+        recipes.Selection,
+        recipes.Generation,
+        recipes.Answers,
     )
     fields = {s.__name__: s.model_fields for s in sections}
     assert all(field.description for own in fields.values() for field in own.values())
     assert {name: len(own) for name, own in fields.items()} == {
-        "Recipe": 6,
-        "Model": 8,
-        "Stage": 19,
-        "Data": 11,
+        "Recipe": 7,
+        "Model": 9,
+        "Stage": 24,
+        "Data": 13,
         "DataSet": 7,
         "Checkpoint": 3,
+        "Head": 4,
+        "Lora": 5,
+        "Trainable": 5,
+        "Selection": 2,
+        "Generation": 4,
+        "Answers": 3,
     }

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 
 _CLASSES = {
     "text-classification": ("launcher.tasks.text_classification", "TextClassification"),
+    "token-classification": ("launcher.tasks.token_classification", "TokenClassification"),
+    "question-answering": ("launcher.tasks.question_answering", "QuestionAnswering"),
+    "translation": ("launcher.tasks.translation", "Translation"),
     "causal-lm": ("launcher.tasks.causal_lm", "CausalLM"),
 }
 

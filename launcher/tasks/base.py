@@ -11,6 +11,7 @@ from launcher.recipe import Stage
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
 
     from launcher.data.source import Rows
 
@@ -22,6 +23,9 @@ Reject: TypeAlias = Callable[[str, str], None]
 the row is left out."""
 Ragged: TypeAlias = tuple[np.ndarray, np.ndarray]
 """The values of all samples one after another, and the length of each (int64)."""
+Outputs: TypeAlias = "Tensor | tuple[Tensor, ...]"
+"""What a model says of a batch: its logits, or a tuple that begins with them. Whatever the loss needs of
+the parameters is in here: outside the forward, ZeRO-3 has taken them apart again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +34,11 @@ class Features:
 
     Attributes:
         ragged: one sequence a sample: `input_ids` (uint16 if the vocabulary allows, else int32), perhaps
-            `target_mask` (uint8, as long as the ids: 1 where a token bears loss) and `token_type_ids` (uint8).
-        scalars: one number a sample, int32: `num_targets` (labels that bear loss), perhaps `labels`.
+            `target_mask` (uint8, as long as the ids: 1 where a token bears loss), `token_type_ids` (uint8),
+            `labels` (of any length of its own; padded with -100). Names that begin with `_` are for the
+            task itself (padded with 0), e.g. the bytes of a text that the metric compares with.
+        scalars: one number a sample, int32: `num_targets` (labels that bear loss), perhaps `labels`. Of a
+            task whose rows give several samples that are judged together, `_row`: which row of the call.
         num_skipped: rows that gave no sample, with nothing to learn within the length.
         num_cut: samples that lost tokens to the length.
         num_cut_tokens: the tokens they lost.
@@ -51,10 +58,20 @@ class Task(Protocol):
     """Name of the transformers Auto class."""
     metric: str
     """The metric that judges."""
+    is_better_high: bool
+    """Whether a higher `metric` is better."""
     loss_unit: Literal["token", "sample"]
     """What `num_targets` counts."""
     label_column: str | None
-    """The files' column that holds the label words; None if the task has none."""
+    """The files' column that holds the label words, or lists of them; None if the task has none."""
+    has_eval_features: bool
+    """Whether evaluation needs more of a row than training does."""
+    for_eval: bool
+    """Set before `features`: whether its samples are for evaluation."""
+    is_grouped: bool
+    """Whether several samples of one row are judged together; then `_row` tells them."""
+    generates: bool
+    """Whether evaluation needs generated answers."""
 
     @property
     def one_sample_per_row(self) -> bool:
@@ -88,24 +105,95 @@ class Task(Protocol):
         ...
 
     def model_options(self, labels: tuple[str, ...]) -> dict[str, Any]:
-        """Return the keyword arguments for from_pretrained."""
+        """Return the keyword arguments for from_pretrained; empty if the model has no head of the task's."""
         ...
 
-    def loss(self, logits: "Tensor", batch: "dict[str, Tensor]") -> "Tensor":
+    def extra(self, labels: tuple[str, ...]) -> "Module | None":
+        """Return parameters of the task beside the model's, e.g. a CRF; None if there are none."""
+        ...
+
+    def outputs(self, model: Any, extra: "Module | None", batch: "dict[str, Tensor]") -> Outputs:
+        """Run the model on a batch; called inside the forward of what DeepSpeed wraps."""
+        ...
+
+    def loss(self, outputs: Outputs, batch: "dict[str, Tensor]") -> "Tensor":
         """Return the fp32 sum of the loss over all labels; exactly 0 with a gradient if none."""
         ...
 
-    def measure(self, logits: "Tensor", batch: "dict[str, Tensor]", loss: "Tensor") -> "Tensor":
-        """Return a float64 vector of sums that add up over samples and ranks."""
+    def generate(self, model: Any, batch: "dict[str, Tensor]", *, synced: bool) -> "Tensor":
+        """Return generated ids, one row a sample; called in evaluation where `generates`.
+
+        Args:
+            model: the transformers model.
+            batch: as in `outputs`.
+            synced: whether ranks must go on until the last one ends, as under ZeRO-3.
+        """
+        ...
+
+    def measure(
+        self, outputs: Outputs, batch: "dict[str, Tensor]", loss: "Tensor", generated: "Tensor | None" = None
+    ) -> "Tensor":
+        """Return a float64 vector of sums that add up over samples and ranks; labels of -100 add nothing.
+
+        What is no whole number is rounded to a multiple of 2^-20 by the caller, so that sums do not depend
+        on their order.
+        """
+        ...
+
+    def answers(
+        self, outputs: Outputs, batch: "dict[str, Tensor]", generated: "Tensor | None" = None
+    ) -> list[dict[str, Any]]:
+        """Return for each row of an evaluation batch its `prediction`, its `reference`, perhaps its `id`."""
         ...
 
     def metrics(self, sums: "Tensor") -> dict[str, float]:
         """Turn the added-up sums into metrics."""
         ...
 
-    def predict(self, model: Any, tokenizer: Any, lines: list[str]) -> list[str]:
-        """Answer each line with a label word or a text."""
+    def predict(self, model: Any, extra: "Module | None", tokenizer: Any, lines: list[str]) -> list[str]:
+        """Answer each line with label words or a text."""
         ...
+
+
+class Plain:
+    """What most tasks have in common; a task inherits it and overrides what is different."""
+
+    is_better_high = True
+    has_eval_features = False
+    for_eval = False
+    is_grouped = False
+    generates = False
+
+    def extra(self, labels: tuple[str, ...]) -> "Module | None":
+        """See `Task.extra`: none."""
+        return None
+
+    def outputs(self, model: Any, extra: "Module | None", batch: "dict[str, Tensor]") -> Outputs:
+        """See `Task.outputs`: the logits."""
+        logits: Tensor = model(**model_inputs(batch)).logits
+        return logits
+
+    def generate(self, model: Any, batch: "dict[str, Tensor]", *, synced: bool) -> "Tensor":
+        """See `Task.generate`."""
+        raise NotImplementedError("only of tasks that generate")
+
+
+def model_inputs(batch: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    """Return of a batch what is the model's; the labels and names that begin with `_` are the task's."""
+    return {k: v for k, v in batch.items() if k != "labels" and not k.startswith("_")}
+
+
+def to_bytes(texts: Sequence[str]) -> Ragged:
+    """Return texts as a feature: UTF-8, uint8."""
+    encoded = [text.encode() for text in texts]
+    lengths = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
+    return np.frombuffer(b"".join(encoded), dtype=np.uint8), lengths
+
+
+def to_texts(feature: "Tensor") -> list[str]:
+    """Return the texts of a feature made by `to_bytes`, padded with 0, of shape (rows, longest)."""
+    rows = feature.cpu().numpy().astype(np.uint8)
+    return [row.tobytes().rstrip(b"\0").decode() for row in rows]
 
 
 def check_mapping(stage: Stage, known: Sequence[str]) -> None:

@@ -24,11 +24,12 @@ FORMATS = {
 NEW_TOKENS = 128
 
 
-class CausalLM:
+class CausalLM(base.Plain):
     """Columns `messages`; or `instruction`, `output` and optionally `input`; or `text`."""
 
     auto_model = "AutoModelForCausalLM"
     metric = "loss"
+    is_better_high = False
     label_column = None
     loss_unit = "token"
 
@@ -77,25 +78,27 @@ class CausalLM:
         """See `Task.model_options`."""
         return {}
 
-    def loss(self, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    def loss(self, outputs: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Sum the cross entropy of each next token.
 
         Args:
-            logits: (batch, length, vocabulary), any float.
+            outputs: logits (batch, length, vocabulary), any float.
             batch: `labels` int64 (batch, length), -100 ignored.
         """
         return F.cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(),
+            outputs[:, :-1].flatten(0, 1).float(),
             batch["labels"][:, 1:].flatten(),
             reduction="sum",
             ignore_index=base.IGNORED,
         )
 
-    def measure(self, logits: Tensor, batch: dict[str, Tensor], loss: Tensor) -> Tensor:
+    def measure(
+        self, outputs: Tensor, batch: dict[str, Tensor], loss: Tensor, generated: Tensor | None = None
+    ) -> Tensor:
         """Return float64 (3,): the loss sum, the number of target tokens, how many came first."""
         targets = batch["labels"][:, 1:]
         # The labels are token ids, so an ignored position can never be equal.
-        correct = logits[:, :-1].argmax(-1) == targets
+        correct = outputs[:, :-1].argmax(-1) == targets
         counts = torch.stack([(targets != base.IGNORED).sum(), correct.sum()]).double()
         return torch.cat([loss.detach().double().reshape(1), counts])
 
@@ -109,7 +112,7 @@ class CausalLM:
         return {"loss": loss, "perplexity": perplexity, "token_accuracy": correct / count}
 
     @torch.no_grad()
-    def predict(self, model: Any, tokenizer: Any, lines: list[str]) -> list[str]:
+    def predict(self, model: Any, extra: Any, tokenizer: Any, lines: list[str]) -> list[str]:
         """Continue each line greedily; in chat and instruction stages it is the user's turn."""
         limit = getattr(model.config, "max_position_embeddings", None)
         room = max(1, limit - NEW_TOKENS) if limit else None

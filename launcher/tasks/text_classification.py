@@ -20,7 +20,7 @@ SHOWN_LABELS = 10
 _LABEL_TYPES = {str, int, bool}
 
 
-class TextClassification:
+class TextClassification(base.Plain):
     """Columns `text`, optionally `text_pair`, and `label`."""
 
     auto_model = "AutoModelForSequenceClassification"
@@ -100,21 +100,23 @@ class TextClassification:
             "label2id": {word: i for i, word in enumerate(labels)},
         }
 
-    def loss(self, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    def loss(self, outputs: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Sum the cross entropy.
 
         Args:
-            logits: (batch, labels), any float.
+            outputs: logits (batch, labels), any float.
             batch: `labels` int64 (batch,), -100 ignored.
         """
-        return F.cross_entropy(logits.float(), batch["labels"], reduction="sum", ignore_index=base.IGNORED)
+        return F.cross_entropy(outputs.float(), batch["labels"], reduction="sum", ignore_index=base.IGNORED)
 
-    def measure(self, logits: Tensor, batch: dict[str, Tensor], loss: Tensor) -> Tensor:
+    def measure(
+        self, outputs: Tensor, batch: dict[str, Tensor], loss: Tensor, generated: Tensor | None = None
+    ) -> Tensor:
         """Return float64 (labels² + 2,): the confusion matrix [true, predicted], row by row; the
         loss sum; the number of labels."""
-        num_labels = logits.shape[-1]
+        num_labels = outputs.shape[-1]
         known = batch["labels"] != base.IGNORED
-        cells = batch["labels"][known] * num_labels + logits[known].argmax(-1)
+        cells = batch["labels"][known] * num_labels + outputs[known].argmax(-1)
         confusion = torch.bincount(cells, minlength=num_labels**2).double()
         return torch.cat([confusion, torch.stack([loss.detach().double(), known.sum().double()])])
 
@@ -134,7 +136,7 @@ class TextClassification:
         }
 
     @torch.no_grad()
-    def predict(self, model: Any, tokenizer: Any, lines: list[str]) -> list[str]:
+    def predict(self, model: Any, extra: Any, tokenizer: Any, lines: list[str]) -> list[str]:
         """Return each line's label word; where `text_pair` is mapped, a tab parts the two texts."""
         firsts, seconds = lines, None
         if "text_pair" in self.stage.data.columns:
