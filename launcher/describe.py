@@ -46,6 +46,9 @@ def describe(
         from launcher.train import model as models  # transformers: not in the driver's process
 
         recipe = recipes.parse(recipe_tree)
+        config = models.config_of(recipe.model)
+        for stage in recipe.stages:
+            tasks.create(stage).check_config(config)
         tokenizer = models.load_tokenizer(recipe.model)
         own_template = tokenizer.chat_template
         jobs: list[StoreJob] = []
@@ -199,18 +202,22 @@ def digest(value: Any) -> str:
 
 
 def _first_model(recipe: Recipe, tokenizer: Any, folder: Path) -> str:
-    if recipe.model.path is not None:
-        return recipe.model.path
+    """Return where the first weights are; made here if they are not the model's own."""
     from launcher.train import model as models
 
-    auto_model = tasks.create(recipe.stages[0]).auto_model
-    config = recipe.model.config
-    if isinstance(config, str):
-        path = Path(config)
-        config = json.loads((path / "config.json" if path.is_dir() else path).read_text())
-    key = digest([json.dumps(config, sort_keys=True), auto_model, recipe.model.init_seed, len(tokenizer)])
+    asked, auto_model = recipe.model, tasks.create(recipe.stages[0]).auto_model
+    if asked.path is not None and not asked.add_tokens:
+        return asked.path
+    origin: Any = [asked.path, asked.revision]
+    if isinstance(asked.config, str):
+        path = Path(asked.config)
+        origin = json.loads((path / "config.json" if path.is_dir() else path).read_text())
+    elif asked.config is not None:
+        origin = asked.config
+    key = digest([json.dumps(origin, sort_keys=True), auto_model, asked.init_seed, len(tokenizer)])
     directory = folder / f"model-{key[:20]}"
     if not directory.exists():
         with storage.new_directory(directory) as aside:
-            models.initialise(recipe.model, auto_model, aside, len(tokenizer))
+            make = models.grow if asked.config is None else models.initialise
+            make(asked, auto_model, aside, len(tokenizer))
     return str(directory)

@@ -30,6 +30,7 @@ from launcher.plan.plan import ModelFacts, World
 from launcher.recipe import Recipe
 from launcher.report.record import Event
 from launcher.report.view import View
+from launcher.stage import AFTER, DONE
 
 COLLECTIVE_TIMEOUT_S = 1800
 POLL_S = 0.2
@@ -254,7 +255,9 @@ def _finish(job: Job, world: World, prepared: Prepared, view: View) -> dict[str,
     stages: dict[str, Any] = {}
     for name in [stage.name for stage in job.recipe.stages] + (["baseline"] if job.recipe.baseline else []):
         folder = job.run_dir / "stages" / name
-        stages[name] = storage.read_json(folder / worker.DONE) or {}
+        stages[name] = storage.read_json(folder / DONE) or {}
+        if (after := storage.read_json(folder / AFTER)) is not None:
+            stages[name]["after"] = after["metrics"]
         if name in differences:
             stages[name] |= {"export": str(folder / "export"), "verified": differences[name]}
     view.say("exports verified: read back in a fresh process, the same logits as trained")

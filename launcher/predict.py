@@ -5,13 +5,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
-import yaml
-from pydantic import ValidationError
-
-from launcher import recipe, tasks
-from launcher.errors import BadInput, LauncherError, ModelError, nearest
+from launcher import finished, tasks
+from launcher.errors import BadInput, LauncherError
 
 BATCH = 32
 
@@ -36,42 +33,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _answer_all(run_dir: Path, stage_name: str | None, source: str) -> None:
-    description = _recipe(run_dir)
-    stage = _stage(description, stage_name, run_dir)
-    export = run_dir / "stages" / stage.name / "export"
-    if not (export / "config.json").is_file():
-        raise BadInput(f"{export}: no exported model yet: let stage {stage.name} finish first")
+    stage = finished.find(run_dir, stage_name)
     with _open(source) as lines:
-        task = tasks.create(stage)
-        trust = description.model.trust_remote_code is not None
-        model, tokenizer = _load(export, task.auto_model, trust)
+        task = tasks.create(stage.stage)
+        model, extra, tokenizer = finished.load(stage, task)
         for batch in _batches(lines):
-            for answer in task.predict(model, None, tokenizer, batch):
+            for answer in task.predict(model, extra, tokenizer, batch):
                 # One line each, so that answers can be matched with lines.
                 print(" ".join(answer.splitlines()))
             sys.stdout.flush()
-
-
-def _recipe(run_dir: Path) -> recipe.Recipe:
-    path = run_dir / "recipe.yaml"
-    try:
-        return recipe.parse(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError:
-        raise BadInput(f"{path}: cannot be read: give the directory of a run") from None
-    except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BadInput(f"{path}: is no recipe that a run wrote: {reason}") from None
-
-
-def _stage(description: recipe.Recipe, name: str | None, run_dir: Path) -> recipe.Stage:
-    stages = {stage.name: stage for stage in description.stages}
-    if name is None:
-        return description.stages[-1]
-    if name not in stages:
-        raise BadInput(
-            f'--stage: {run_dir} has no stage "{name}"{nearest(name, stages)}; it has: {", ".join(stages)}'
-        )
-    return stages[name]
 
 
 def _open(source: str) -> TextIO:
@@ -89,22 +59,6 @@ def _batches(lines: TextIO) -> Iterator[list[str]]:
             yield batch
     except UnicodeDecodeError:
         raise BadInput(f"--input {lines.name}: is not UTF-8 text") from None
-
-
-def _load(export: Path, auto_model: str, trust: bool) -> tuple[Any, Any]:
-    # Imported late: --help and wrong arguments need no torch.
-    import torch
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(export, trust_remote_code=trust)
-        model = getattr(transformers, auto_model).from_pretrained(
-            export, dtype="auto", trust_remote_code=trust
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{export}: cannot be loaded: {' '.join(str(error).split())[:200]}") from None
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
 if __name__ == "__main__":

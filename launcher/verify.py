@@ -20,9 +20,9 @@ def verify_stage(stage_tree: dict[str, Any], folder: str) -> float | ExportFaile
     """
     from launcher.train import export
 
-    auto_model = tasks.create(recipes.Stage.model_validate(stage_tree)).auto_model
+    task = tasks.create(recipes.Stage.model_validate(stage_tree))
     try:
-        return export.verify(Path(folder) / "export", auto_model, Path(folder) / export.PROBE)
+        return export.verify(Path(folder) / "export", task, Path(folder) / export.PROBE)
     except ExportFailed as error:
         return error
     except (OSError, ValueError, RuntimeError) as error:

@@ -1,7 +1,7 @@
 """The plan: (what was asked, what there is) → what will be done. Pure: all ranks agree without talking."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from launcher.errors import DataError, ModelError
@@ -14,8 +14,13 @@ DEFAULT_MAX_LENGTH = 512
 DEFAULT_SAVE_MINUTES = 15.0
 # Fewer steps in an epoch make fewer than four pools: sorted by length, each would be the same every time.
 FEWEST_STEPS_TO_BUCKET = 64
+# `epochs: auto`: few samples are seen often, or a head does not settle; a language model learns them by heart.
+STEPS_WANTED, MOST_EPOCHS, MOST_EPOCHS_OF_LM = 200, 20, 3
+WARMUP_OF_FEW = 0.1
+_LANGUAGE = ("causal-lm", "translation")
 
 Kind = Literal["random", "bucketed", "packed"]
+HeadStart = Literal["new", "keep", "match"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,12 +83,19 @@ class StageFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagePlan:
-    """What one stage will do in one world."""
+    """What one stage will do in one world.
+
+    Attributes:
+        starts_from: the stage whose model it starts with; None: the recipe's model.
+        beside: stages trained in the same steps, on the same trunk; of their schedules nothing counts.
+    """
 
     name: str
     index: int
     starts_from: str | None
     is_baseline: bool
+    head_start: HeadStart
+    beside: tuple["StagePlan", ...] = ()
     kind: Kind
     num_units: int
     units_per_step: int
@@ -140,15 +152,20 @@ def make_plan(
         DataError: a stage has nothing to train on.
     """
     dtype = _dtype(recipe, zero.given(ds_config), world)
-    stages = [
-        _stage_plan(recipe, i, ds_config, ds_name, model, facts[i], world, dtype)
-        for i in range(len(recipe.stages))
-    ]
-    if recipe.baseline:
-        last = len(recipe.stages) - 1
-        stages.append(
-            _stage_plan(recipe, last, ds_config, ds_name, model, facts[last], world, dtype, baseline=True)
+
+    def plan_of(index: int, starts_from: str | None, *, baseline: bool = False) -> StagePlan:
+        return _stage_plan(
+            recipe, index, ds_config, ds_name, model, facts, world, dtype, starts_from, baseline=baseline
         )
+
+    last = len(recipe.stages) - 1
+    if recipe.transfer == "joint":
+        stages = [replace(plan_of(last, None), beside=tuple(plan_of(i, None) for i in range(last)))]
+    else:
+        names = [None, *(stage.name for stage in recipe.stages)]
+        stages = [plan_of(i, names[i]) for i in range(last + 1)]
+    if recipe.baseline:
+        stages.append(plan_of(last, None, baseline=True))
     checkpoint = recipe.checkpoint
     minutes = checkpoint.every_minutes
     if minutes is None and checkpoint.every_steps is None:
@@ -174,25 +191,27 @@ def _stage_plan(
     ds_config: dict[str, Any],
     ds_name: str,
     model: ModelFacts,
-    facts: StageFacts,
+    facts: tuple[StageFacts, ...],
     world: World,
     dtype: Literal["fp32", "bf16", "fp16"],
+    starts_from: str | None,
     *,
-    baseline: bool = False,
+    baseline: bool,
 ) -> StagePlan:
     stage, given = recipe.stages[index], zero.given(ds_config)
-    train, longest = facts.train, max_length(stage, model)
+    train, longest = facts[index].train, max_length(stage, model)
     if train.num_samples == 0 and (train.is_whole or train.is_settled):
         paths = [data_set.path for data_set in stage.data.train]
         raise DataError(f"stages.{stage.name}.data.train has no samples: {paths}")
     kind = batching(stage, train, given, world)
     units_per_step, micro_batch, budget_tokens = _batches(stage, train, given, world, kind, longest)
     num_units = _num_units(train, kind, longest)
-    num_steps = stage.steps or _steps_of_epochs(stage.epochs, num_units, units_per_step)
+    epochs = _epochs(stage, num_units, units_per_step)
+    num_steps = stage.steps or _steps_of_epochs(epochs, num_units, units_per_step)
     accumulation = math.ceil(units_per_step / (micro_batch * world.num_workers))
     schedule = Schedule(
         num_steps=num_steps,
-        warmup_steps=round(stage.warmup * num_steps) if stage.warmup < 1 else round(stage.warmup),
+        warmup_steps=_warmup(stage, epochs, num_steps),
         learning_rate=_winner(stage, "learning_rate", given.learning_rate),
         kind=stage.schedule,
         eval_every=stage.eval_every,
@@ -217,12 +236,12 @@ def _stage_plan(
         written=_written(recipe, stage),
     )
     zero.contradictions(given, asked, ds_name, stage.name)
-    is_first = baseline or index == 0
     return StagePlan(
         name="baseline" if baseline else stage.name,
         index=index,
-        starts_from=None if is_first else recipe.stages[index - 1].name,
+        starts_from=starts_from,
         is_baseline=baseline,
+        head_start=_head_start(recipe, index, facts, is_first=starts_from is None),
         kind=kind,
         num_units=num_units,
         units_per_step=units_per_step,
@@ -288,6 +307,38 @@ def _num_units(train: SplitFacts, kind: Kind, longest: int) -> int:
     if kind != "packed":
         return train.num_samples
     return train.num_packs if train.is_whole else math.ceil(train.num_tokens / longest)
+
+
+def _epochs(stage: Stage, num_units: int, units_per_step: int) -> float:
+    if stage.epochs != "auto":
+        return stage.epochs
+    wanted = math.ceil(STEPS_WANTED / max(1, math.ceil(num_units / units_per_step)))
+    return float(min(wanted, MOST_EPOCHS_OF_LM if stage.task in _LANGUAGE else MOST_EPOCHS))
+
+
+def _warmup(stage: Stage, epochs: float, num_steps: int) -> int:
+    if stage.warmup == "auto":
+        is_of_few = stage.epochs == "auto" and stage.steps is None and epochs > 1
+        return round(WARMUP_OF_FEW * num_steps) if is_of_few else 0
+    return round(stage.warmup * num_steps) if stage.warmup < 1 else round(stage.warmup)
+
+
+def _head_start(recipe: Recipe, index: int, facts: tuple[StageFacts, ...], *, is_first: bool) -> HeadStart:
+    """Return what a stage's head starts from. See `start` in the recipe's head."""
+    stage = recipe.stages[index]
+    if is_first and index > 0:
+        return "new"  # What the recipe says is about the stage before, which is left out.
+    if stage.head.start != "auto":
+        return stage.head.start
+    if is_first:
+        return "new"
+    before = recipe.stages[index - 1]
+    is_alike = (before.task, before.head.kind, before.data.label_type) == (
+        stage.task,
+        stage.head.kind,
+        stage.data.label_type,
+    )
+    return "keep" if is_alike and facts[index - 1].train.labels == facts[index].train.labels else "new"
 
 
 def _steps_of_epochs(epochs: float, num_units: int, units_per_step: int) -> int:

@@ -113,6 +113,10 @@ class View:
         values = "  ".join(f"{name} {value:.4f}" for name, value in event["metrics"].items())
         self.say(f"{event['stage']}  step {event['step']}  eval: {values}")
 
+    def _after(self, event: Event) -> None:
+        values = "  ".join(f"{name} {value:.4f}" for name, value in event["metrics"].items())
+        self.say(f"{event['stage']}  again, after {event['last']}: {values}")
+
     def _export(self, event: Event) -> None:
         self.say(f"stage {event['stage']}: model written to {event['path']}")
 

@@ -10,6 +10,8 @@ from launcher.errors import DataError, nearest
 from launcher.recipe import Stage
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
     from torch.nn import Module
 
@@ -112,6 +114,29 @@ class Task(Protocol):
         """Return parameters of the task beside the model's, e.g. a CRF; None if there are none."""
         ...
 
+    def save_extra(self, extra: "Module", directory: "Path") -> None:
+        """Write what `extra` gave into an export."""
+        ...
+
+    def load_extra(self, directory: "Path") -> "Module | None":
+        """Return what `save_extra` wrote into an export; None if there is none."""
+        ...
+
+    def start_extra(self, extra: "Module", directory: "Path", labels: tuple[str, ...]) -> None:
+        """Put into a new `extra` what an export's knows of the same labels."""
+        ...
+
+    def check_config(self, config: Any) -> None:
+        """Refuse a model that cannot do the task.
+
+        Args:
+            config: its transformers config.
+
+        Raises:
+            ModelError: it cannot.
+        """
+        ...
+
     def outputs(self, model: Any, extra: "Module | None", batch: "dict[str, Tensor]") -> Outputs:
         """Run the model on a batch; called inside the forward of what DeepSpeed wraps."""
         ...
@@ -167,6 +192,19 @@ class Plain:
     def extra(self, labels: tuple[str, ...]) -> "Module | None":
         """See `Task.extra`: none."""
         return None
+
+    def save_extra(self, extra: "Module", directory: "Path") -> None:
+        """See `Task.save_extra`."""
+
+    def load_extra(self, directory: "Path") -> "Module | None":
+        """See `Task.load_extra`: none."""
+        return None
+
+    def start_extra(self, extra: "Module", directory: "Path", labels: tuple[str, ...]) -> None:
+        """See `Task.start_extra`."""
+
+    def check_config(self, config: Any) -> None:
+        """See `Task.check_config`: any will do."""
 
     def outputs(self, model: Any, extra: "Module | None", batch: "dict[str, Tensor]") -> Outputs:
         """See `Task.outputs`: the logits."""

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from launcher.errors import DataError
+from launcher.errors import DataError, ModelError
 from launcher.recipe import Stage
-from launcher.tasks import base, chat, rendering, talks, tokens
+from launcher.tasks import base, chat, generation, rendering, talks, tokens
 
 if TYPE_CHECKING:
     from launcher.data.source import Rows
@@ -21,7 +21,6 @@ FORMATS = {
     "instruction": ("instruction", "output"),
     "text": ("text",),
 }
-NEW_TOKENS = 128
 
 
 class CausalLM(base.Plain):
@@ -39,6 +38,8 @@ class CausalLM(base.Plain):
         self.tokenizer: Any = None
         self.max_length = 0
         self.renderer: rendering.Renderer | None = None
+        self.generates = stage.generation.exact_match
+        self._end_mark: str | None = None
 
     @property
     def one_sample_per_row(self) -> bool:
@@ -49,6 +50,8 @@ class CausalLM(base.Plain):
         """See `Task.columns`. Also settles the format, when the recipe leaves it open."""
         base.check_mapping(self.stage, ("messages", "instruction", "input", "output", "text"))
         self.format = self._format(present)
+        if self.generates:
+            generation.check_exact_match(self.stage, self.format)
         names = [base.column(self.stage, name, present) for name in FORMATS[self.format]]
         if self.format == "instruction":
             context = base.optional_column(self.stage, "input", present)
@@ -62,7 +65,7 @@ class CausalLM(base.Plain):
     def set_tokenizer(self, tokenizer: Any, max_length: int) -> None:
         """Take the tokenizer, and give it the chat template used, so that an export carries it."""
         tokens.settle(tokenizer)
-        self.tokenizer, self.max_length, self.renderer = tokenizer, max_length, None
+        self.tokenizer, self.max_length, self.renderer, self._end_mark = tokenizer, max_length, None, None
         if self.format != "text":
             tokenizer.chat_template = chat.template(self.stage.data.chat_template, tokenizer.chat_template)
 
@@ -78,6 +81,18 @@ class CausalLM(base.Plain):
         """See `Task.model_options`."""
         return {}
 
+    def check_config(self, config: Any) -> None:
+        """Refuse the config of an encoder-decoder model.
+
+        Raises:
+            ModelError: with what to change.
+        """
+        if getattr(config, "is_encoder_decoder", False):
+            raise ModelError(
+                f"causal-lm needs a decoder-only model (Llama, Qwen, GPT-2, ...); {config.model_type} is an"
+                " encoder-decoder: give another model.path, or set task: translation"
+            )
+
     def loss(self, outputs: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Sum the cross entropy of each next token.
 
@@ -92,47 +107,82 @@ class CausalLM(base.Plain):
             ignore_index=base.IGNORED,
         )
 
+    @torch.no_grad()
+    def generate(self, model: Any, batch: dict[str, Tensor], *, synced: bool) -> Tensor:
+        """Return the ids of the last answer of each conversation, from all that stands before it."""
+        starts, ends = generation.last_runs(batch["labels"])
+        # A row without labels only stands in for one, and is not judged: its first token will do.
+        lengths = torch.where(ends > 0, starts, 1).clamp(min=1)
+        longest, new_tokens = generation.room(self.stage.generation, model)
+        padding = base.padding_id(self.tokenizer)
+        ids, mask = generation.prompts(batch["input_ids"], lengths, longest, padding)
+        settings = self._settings(self.tokenizer, self._mark(), new_tokens)
+        return generation.continued(model, ids, mask, settings, synced=synced)
+
     def measure(
         self, outputs: Tensor, batch: dict[str, Tensor], loss: Tensor, generated: Tensor | None = None
     ) -> Tensor:
-        """Return float64 (3,): the loss sum, the number of target tokens, how many came first."""
+        """Return float64 (3,): the loss sum, the number of target tokens, how many came first; with
+        exact_match (5,): besides, how many answers were generated as they are, and of how many."""
         targets = batch["labels"][:, 1:]
         # The labels are token ids, so an ignored position can never be equal.
         correct = outputs[:, :-1].argmax(-1) == targets
         counts = torch.stack([(targets != base.IGNORED).sum(), correct.sum()]).double()
-        return torch.cat([loss.detach().double().reshape(1), counts])
+        sums = torch.cat([loss.detach().double().reshape(1), counts])
+        if not self.generates:
+            return sums
+        judged = [said == true for said, true in self._pairs(batch, generated) if true is not None]
+        matches = torch.tensor([sum(judged), len(judged)], dtype=torch.float64, device=sums.device)
+        return torch.cat([sums, matches])
+
+    def answers(
+        self, outputs: Tensor, batch: dict[str, Tensor], generated: Tensor | None = None
+    ) -> list[dict[str, Any]]:
+        """Return the last answers, generated and true; without exact_match for all tokens that bear loss
+        those that the model holds most likely, each after the true ones before it."""
+        if self.generates:
+            pairs = self._pairs(batch, generated)
+            return [{"prediction": said, "reference": true or ""} for said, true in pairs]
+        # The token at a position is said by the logits before it.
+        pairs = generation.said_and_true(self.tokenizer, outputs[:, :-1].argmax(-1), batch["labels"][:, 1:])
+        return [{"prediction": said, "reference": true} for said, true in pairs]
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
-        """Return loss (per token), perplexity and token_accuracy."""
-        total, count, correct = sums.tolist()
+        """Return loss (per token), perplexity and token_accuracy; exact_match where it is asked for."""
+        total, count, correct, *matches = sums.tolist()
+        exact = {"exact_match": matches[0] / matches[1] if matches[1] else math.nan} if matches else {}
         if count == 0:
-            return dict.fromkeys(("loss", "perplexity", "token_accuracy"), math.nan)
+            return {**dict.fromkeys(("loss", "perplexity", "token_accuracy"), math.nan), **exact}
         loss = total / count
         perplexity = math.exp(loss) if loss < 700 else math.inf
-        return {"loss": loss, "perplexity": perplexity, "token_accuracy": correct / count}
+        return {"loss": loss, "perplexity": perplexity, "token_accuracy": correct / count, **exact}
 
     @torch.no_grad()
     def predict(self, model: Any, extra: Any, tokenizer: Any, lines: list[str]) -> list[str]:
-        """Continue each line greedily; in chat and instruction stages it is the user's turn."""
-        limit = getattr(model.config, "max_position_embeddings", None)
-        room = max(1, limit - NEW_TOKENS) if limit else None
+        """Continue each line; in chat and instruction stages it is the user's turn."""
         is_chat = self._predicts_chat(tokenizer)
-        prompts = [self._prompt(tokenizer, line, is_chat) for line in lines]
-        kept = [ids[-room:] if room else ids for ids in prompts]
-        width, pad = max(map(len, kept)), base.padding_id(tokenizer)
-        # On the left, so that every line's continuation begins at the same position.
-        input_ids = torch.tensor([[pad] * (width - len(ids)) + ids for ids in kept])
-        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in kept])
-        mark = chat.end_mark(chat.renderer(tokenizer)) if is_chat else ""
-        output = model.generate(
-            input_ids=input_ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            max_new_tokens=NEW_TOKENS,
-            do_sample=False,
-            pad_token_id=pad,
-            **_stopping(tokenizer, mark),
-        )
-        return [_answer(tokenizer, ids, mark) for ids in output[:, width:].tolist()]
+        prompts = [torch.tensor(self._prompt(tokenizer, line, is_chat)) for line in lines]
+        lengths = torch.tensor([len(ids) for ids in prompts])
+        longest, new_tokens = generation.room(self.stage.generation, model)
+        whole = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True)
+        ids, mask = generation.prompts(whole, lengths, longest, base.padding_id(tokenizer))
+        mark = generation.end_mark(tokenizer) if is_chat else ""
+        settings = self._settings(tokenizer, mark, new_tokens)
+        output = generation.continued(model, ids, mask, settings, synced=False)
+        return [generation.answer(tokenizer, row, mark) for row in output.tolist()]
+
+    def _settings(self, tokenizer: Any, mark: str, new_tokens: int) -> dict[str, Any]:
+        common = generation.settings(self.stage.generation, tokenizer)
+        return {**common, "max_new_tokens": new_tokens, **generation.stopping(tokenizer, mark)}
+
+    def _pairs(self, batch: dict[str, Tensor], generated: Tensor | None) -> list[tuple[str, str | None]]:
+        assert generated is not None, "evaluation generates where the task says so"
+        return generation.last_answers(self.tokenizer, batch["labels"], generated, self._mark())
+
+    def _mark(self) -> str:
+        if self._end_mark is None:
+            self._end_mark = generation.end_mark(self.tokenizer)
+        return self._end_mark
 
     def _format(self, present: Sequence[str]) -> str:
         if self.stage.data.format != "auto":
@@ -242,24 +292,3 @@ def _samples(
         num_cut=int(np.count_nonzero(lost[owners])),
         num_cut_tokens=int(lost[owners].sum()),
     )
-
-
-def _stopping(tokenizer: Any, mark: str) -> dict[str, Any]:
-    """Return settings for generate that stop at the template's end mark."""
-    if not mark:
-        return {}
-    ids = tokenizer(mark, add_special_tokens=False)["input_ids"]
-    if len(ids) > 1:
-        return {"stop_strings": [mark], "tokenizer": tokenizer}
-    end = tokenizer.eos_token_id
-    return {"eos_token_id": sorted({*ids, *([end] if end is not None else [])})}
-
-
-def _answer(tokenizer: Any, ids: list[int], mark: str) -> str:
-    if mark:
-        # The mark may be a special token, so it is looked for before those are left out.
-        text = tokenizer.decode(ids, skip_special_tokens=False).partition(mark)[0]
-        for special in tokenizer.all_special_tokens:
-            text = text.replace(special, "")
-        return text.strip()
-    return tokenizer.decode(ids, skip_special_tokens=True)

@@ -1,36 +1,34 @@
-"""Text classification: a text, or a pair of texts, gets one of a fixed set of labels."""
+"""Text classification: a text, or a pair of texts, gets one of a fixed set of labels, several, or a number."""
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from launcher.errors import DataError
 from launcher.recipe import Stage
-from launcher.tasks import base, tokens
+from launcher.tasks import base, label_types, number, tokens
 
 if TYPE_CHECKING:
     from launcher.data.source import Rows
 
-SHOWN_LABELS = 10
-_LABEL_TYPES = {str, int, bool}
+_TYPES = {"single": label_types.OneLabel, "multiple": label_types.ManyLabels, "number": number.Number}
 
 
 class TextClassification(base.Plain):
     """Columns `text`, optionally `text_pair`, and `label`."""
 
     auto_model = "AutoModelForSequenceClassification"
-    metric = "accuracy"
     loss_unit = "sample"
     one_sample_per_row = True
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
-        self.label_column = stage.data.columns.get("label", "label")
+        self.type: Any = _TYPES[stage.data.label_type](stage)
+        self.metric: str = self.type.metric
+        self.label_column: str | None = self.type.column
         self.tokenizer: Any = None
         self.max_length = 0
 
@@ -48,15 +46,15 @@ class TextClassification(base.Plain):
         """
         if self.stage.data.labels is not None:
             return tuple(self.stage.data.labels)
+        if self.label_column is None:
+            return ()
         found: set[str | int] = set()
         for piece in rows:
-            values = self._values(piece)
-            usable = set(map(type, values)) <= _LABEL_TYPES
-            found.update(values if usable else (v for v in values if isinstance(v, str | int)))
-        if len(found) < 2:
+            found.update(self.type.labels_in(self._values(piece)))
+        if len(found) < self.type.fewest:
             raise DataError(
                 f"stages.{self.stage.name}.data.train: {len(found)} label(s) in column"
-                f' "{self.label_column}" of the train split: classification needs at least two'
+                f' "{self.label_column}" of the train split: classification needs at least {self.type.fewest}'
             )
         if all(isinstance(value, int) for value in found):
             return tuple(str(value) for value in sorted(found))
@@ -74,19 +72,25 @@ class TextClassification(base.Plain):
         bad: set[int] = set()
         texts = base.texts(rows, base.column(self.stage, "text", present), reject, bad)
         pairs = base.texts(rows, pair, reject, bad) if pair else None
-        ids = self._label_ids(rows, labels, reject, bad)
+        self.type.words = labels
+        found = self.type.read(rows, self._values(rows), reject, bad)
         if bad:
             kept = [i for i in range(len(texts)) if i not in bad]
-            texts, ids = [texts[i] for i in kept], ids[kept]
+            texts, found = [texts[i] for i in kept], found[kept]
             pairs = [pairs[i] for i in kept] if pairs is not None else None
         encoded = tokens.encode_cut(self.tokenizer, texts, pairs, self.max_length)
         lost = encoded.lost[encoded.lost > 0]
         has_tokens = encoded.ragged["input_ids"][1] > 0
         ragged = {name: (values, lengths[has_tokens]) for name, (values, lengths) in encoded.ragged.items()}
-        ids = ids[has_tokens]
+        found = found[has_tokens]
+        scalars = {"num_targets": np.ones(len(found), dtype=np.int32)}
+        if found.ndim == 1:
+            scalars["labels"] = found
+        else:
+            ragged["labels"] = found.reshape(-1), np.full(len(found), found.shape[1], dtype=np.int64)
         return base.Features(
             ragged=ragged,
-            scalars={"labels": ids, "num_targets": np.ones(len(ids), dtype=np.int32)},
+            scalars=scalars,
             num_skipped=int(np.count_nonzero(~has_tokens)),
             num_cut=len(lost),
             num_cut_tokens=int(lost.sum()),
@@ -94,50 +98,43 @@ class TextClassification(base.Plain):
 
     def model_options(self, labels: tuple[str, ...]) -> dict[str, Any]:
         """See `Task.model_options`."""
-        return {
-            "num_labels": len(labels),
-            "id2label": dict(enumerate(labels)),
-            "label2id": {word: i for i, word in enumerate(labels)},
-        }
+        self.type.words = labels
+        options: dict[str, Any] = self.type.model_options()
+        return options
 
     def loss(self, outputs: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """Sum the cross entropy.
+        """Sum the label type's loss over the samples.
 
         Args:
             outputs: logits (batch, labels), any float.
-            batch: `labels` int64 (batch,), -100 ignored.
+            batch: `labels` int64 (batch,), or (batch, labels) where there are several; -100 ignored.
         """
-        return F.cross_entropy(outputs.float(), batch["labels"], reduction="sum", ignore_index=base.IGNORED)
+        loss: Tensor = self.type.loss(outputs, batch["labels"])
+        return loss
 
     def measure(
         self, outputs: Tensor, batch: dict[str, Tensor], loss: Tensor, generated: Tensor | None = None
     ) -> Tensor:
-        """Return float64 (labels² + 2,): the confusion matrix [true, predicted], row by row; the
-        loss sum; the number of labels."""
-        num_labels = outputs.shape[-1]
-        known = batch["labels"] != base.IGNORED
-        cells = batch["labels"][known] * num_labels + outputs[known].argmax(-1)
-        confusion = torch.bincount(cells, minlength=num_labels**2).double()
-        return torch.cat([confusion, torch.stack([loss.detach().double(), known.sum().double()])])
+        """See `Task.measure`."""
+        sums: Tensor = self.type.measure(outputs, batch["labels"], loss)
+        return sums
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
-        """Return accuracy, macro_f1 (over the labels that occur or were predicted) and loss."""
-        count = float(sums[-1])
-        if count == 0:
-            return dict.fromkeys(("accuracy", "macro_f1", "loss"), math.nan)
-        num_labels = math.isqrt(len(sums) - 2)
-        confusion = sums[:-2].reshape(num_labels, num_labels)
-        hits, seen = confusion.diagonal(), confusion.sum(0) + confusion.sum(1)
-        f1 = 2 * hits[seen > 0] / seen[seen > 0]
-        return {
-            "accuracy": float(hits.sum()) / count,
-            "macro_f1": float(f1.mean()),
-            "loss": float(sums[-2]) / count,
-        }
+        """See `Task.metrics`."""
+        metrics: dict[str, float] = self.type.metrics(sums)
+        return metrics
+
+    def answers(
+        self, outputs: Tensor, batch: dict[str, Tensor], generated: Tensor | None = None
+    ) -> list[dict[str, Any]]:
+        """See `Task.answers`: a word, a list of words, or a number; after `model_options` or `features`."""
+        predicted = self.type.predicted(outputs, self.type.words)
+        true = self.type.references(batch["labels"])
+        return [{"prediction": p, "reference": t} for p, t in zip(predicted, true, strict=True)]
 
     @torch.no_grad()
     def predict(self, model: Any, extra: Any, tokenizer: Any, lines: list[str]) -> list[str]:
-        """Return each line's label word; where `text_pair` is mapped, a tab parts the two texts."""
+        """Return each line's label, labels joined by commas, or number; where `text_pair` is mapped, a tab parts the two texts."""
         firsts, seconds = lines, None
         if "text_pair" in self.stage.data.columns:
             parts = [line.partition("\t") for line in lines]
@@ -156,54 +153,8 @@ class TextClassification(base.Plain):
             padding_side="right",
             return_tensors="pt",
         )
-        best = model(**encoded.to(model.device)).logits.argmax(-1).tolist()
-        return [model.config.id2label[i] for i in best]
+        logits = model(**encoded.to(model.device)).logits
+        return [self.type.line(each) for each in self.type.predicted(logits, model.config.id2label)]
 
     def _values(self, rows: "Rows") -> list[Any]:
         return rows.columns[base.column(self.stage, "label", list(rows.columns))]
-
-    def _label_ids(
-        self, rows: "Rows", labels: tuple[str, ...], reject: base.Reject, bad: set[int]
-    ) -> np.ndarray:
-        """Return the int32 index of each row's label; any number for the rows in `bad`."""
-        values = self._values(rows)
-        if not set(map(type, values)) <= _LABEL_TYPES:
-            values = self._usable(rows, values, reject, bad)
-        given = self.stage.data.labels is not None
-        if not given and bool in set(map(type, values)):
-            values = list(map(str, values))  # else True and 1 are the same key
-        known: dict[Any, int] = {word: i for i, word in enumerate(labels)}
-        # A number is an index only into names that the recipe gives; else it is its own name.
-        table = {
-            value: (int(value) if 0 <= value < len(labels) else -1)
-            if given and not isinstance(value, str)
-            else known.get(str(value), -1)
-            for value in set(values)
-        }
-        ids = np.fromiter(map(table.__getitem__, values), dtype=np.int32, count=len(values))
-        for i in np.flatnonzero(ids < 0).tolist():
-            if i not in bad:
-                bad.add(i)
-                reject(rows.where(i), self._unknown_label(values[i], labels))
-        return ids
-
-    def _usable(self, rows: "Rows", values: list[Any], reject: base.Reject, bad: set[int]) -> list[Any]:
-        """Reject the rows whose value cannot be a label; return the values with "" in their place."""
-        wrong = [i for i, value in enumerate(values) if not isinstance(value, str | int)]
-        usable = list(values)
-        for i in wrong:
-            usable[i] = ""
-            if i not in bad:
-                found = "empty (null)" if values[i] is None else f"a {type(values[i]).__name__}"
-                bad.add(i)
-                reject(
-                    rows.where(i),
-                    f'column "{self.label_column}" is {found}: a label is a word or an integer',
-                )
-        return usable
-
-    def _unknown_label(self, value: object, labels: tuple[str, ...]) -> str:
-        shown = ", ".join(labels[:SHOWN_LABELS]) + (", ..." if len(labels) > SHOWN_LABELS else "")
-        if self.stage.data.labels is not None:
-            return f'label "{value}" is not among the recipe\'s data.labels ({shown})'
-        return f'label "{value}" does not occur in the train split (its labels: {shown})'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,77 +10,123 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
+from launcher.errors import DsConfigError
 from launcher.plan.plan import StagePlan
-from launcher.train import model as models
 from launcher.train import packed
+from launcher.train.parts import Parts
+from launcher.train.trainable import Group
 
 if TYPE_CHECKING:
     from launcher.data.feed import MicroBatch, StepBatch
-    from launcher.tasks.base import Task
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one optimizer step gave: the mean loss over the global batch, the gradient's norm."""
+    """What one optimizer step gave: the mean loss over the global batch, and of each part; the gradient's norm."""
 
     loss: float
+    losses: list[float]
     gradient_norm: float
     learning_rate: float
     save_wanted: bool
 
 
+def to_exact(sums: torch.Tensor) -> torch.Tensor:
+    """Round to multiples of 2^-20: float64 adds such numbers up exactly, in whatever order ranks do."""
+    return (sums.double() * 2**20).round() / 2**20
+
+
 class Engine:
-    """A DeepSpeed engine that trains on whole global batches."""
+    """A DeepSpeed engine that trains on whole global batches, of one stage or of several jointly."""
 
-    def __init__(self, model: Any, task: Task, plan: StagePlan, *, seed: int, device: torch.device) -> None:
-        self.task, self.plan, self.seed, self.device = task, plan, seed, device
-        self.num_workers = dist.get_world_size()
-        self.engine, self.optimizer, _, scheduler = deepspeed.initialize(
-            model=model, model_parameters=models.parameter_groups(model), config=plan.ds
-        )
-        self.has_own_scheduler = scheduler is not None
-        if plan.kind == "packed":
-            packed.check(self.module)
-
-    @property
-    def module(self) -> Any:
-        """The model inside."""
-        return self.engine.module
-
-    def step(self, batch: StepBatch, lr: float, *, save_wanted: bool = False) -> StepResult:
-        """Train on this rank's part of a global batch, and update.
-
-        The loss is the sum over the micro-batch divided by the number of loss-bearing labels of the
-        whole global batch. DeepSpeed averages gradients over the ranks, so their number multiplies.
+    def __init__(
+        self,
+        parts: Parts,
+        groups: Sequence[Group],
+        plan: StagePlan,
+        *,
+        weights: Sequence[float],
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        """Build it.
 
         Args:
-            batch: this rank's micro-batches.
+            parts: what is trained.
+            groups: the parameters for the optimizer.
+            plan: of the stage whose steps are made.
+            weights: of each part's loss in the sum.
+            seed: of dropout.
+            device: of this rank.
+        """
+        self.parts, self.groups, self.weights = parts, list(groups), list(weights)
+        self.seed, self.device = seed, device
+        self.num_workers = dist.get_world_size()
+        self.engine, self.optimizer, _, scheduler = deepspeed.initialize(
+            model=parts, model_parameters=[_for_optimizer(group) for group in groups], config=plan.ds
+        )
+        self.has_own_scheduler = scheduler is not None
+        if self.has_own_scheduler and any(group.scale != 1 or group.opens_after for group in groups):
+            raise DsConfigError(
+                "the ds config brings a scheduler of its own, which knows nothing of layer_decay, unfreeze_every or"
+                " head.learning_rate: remove its scheduler section"
+            )
+        if plan.kind == "packed":
+            packed.check(self.model())
+
+    def model(self, part: int = -1) -> Any:
+        """Return the transformers model of a part; by default of the main one."""
+        return self.parts.models[part]
+
+    def step(self, batches: tuple[StepBatch, ...], lr: float, *, save_wanted: bool = False) -> StepResult:
+        """Train on this rank's part of a global batch, and update.
+
+        The loss of each part is the sum over its micro-batches divided by the number of loss-bearing labels
+        of its whole global batch, times its weight; parts are added. DeepSpeed averages gradients over the
+        ranks, so their number multiplies.
+
+        Args:
+            batches: for each part this rank's micro-batches; as many in every part on every rank.
             lr: the learning rate of this step, unless the ds config brings a scheduler.
             save_wanted: whether this rank wants a checkpoint now; one rank's wish is told to all.
         """
         self.engine.train()
+        step = batches[0].step
         if not self.has_own_scheduler:
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-        used_lr = float(self.optimizer.param_groups[0]["lr"])
-        told = torch.zeros(2, dtype=torch.float64, device=self._told_device())
-        last = len(batch.micro_batches) - 1
+            for asked, group in zip(self.groups, self.optimizer.param_groups, strict=True):
+                group["lr"] = lr * asked.scale if step > asked.opens_after else 0.0
+        used_lr = max(float(group["lr"]) for group in self.optimizer.param_groups)
+        told = torch.zeros(len(batches) + 1, dtype=torch.float64, device=self._told_device())
+        rounds = list(zip(*(batch.micro_batches for batch in batches), strict=True))
         own_norm = None
-        for i, micro_batch in enumerate(batch.micro_batches):
-            self._seed_dropout(batch.step, micro_batch.chunk)
-            tensors = self._tensors(micro_batch)
-            loss_sum = self.task.loss(self._logits(tensors), tensors)
-            self.engine.set_gradient_accumulation_boundary(i == last)
-            scale = self.num_workers / max(1, batch.num_targets)
-            self.engine.backward(loss_sum * scale, scale_wrt_gas=False)
-            if i == last:
+        for i, round_ in enumerate(rounds):
+            self._seed_dropout(step, round_[0].chunk)
+            self.engine.set_gradient_accumulation_boundary(i == len(rounds) - 1)
+            told[:-1] += self.backward(batches, round_)
+            if i == len(rounds) - 1:
                 own_norm = self._own_norm()
             self.engine.step()
-            told[0] += loss_sum.detach()
-        told[1] = float(save_wanted)
+        told[-1] = float(save_wanted)
         dist.all_reduce(told)
-        loss, wanted = told.tolist()
-        return StepResult(loss / max(1, batch.num_targets), self._norm(own_norm), used_lr, wanted > 0)
+        *sums, wanted = told.tolist()
+        losses = [total / max(1, batch.num_targets) for total, batch in zip(sums, batches, strict=True)]
+        loss = sum(weight * each for weight, each in zip(self.weights, losses, strict=True))
+        return StepResult(loss, losses, self._norm(own_norm), used_lr, wanted > 0)
+
+    def backward(self, batches: tuple[StepBatch, ...], round_: tuple[MicroBatch, ...]) -> torch.Tensor:
+        """Run one micro-batch of every part forward and backward; return their loss sums."""
+        tensors = [self._tensors(micro_batch) for micro_batch in round_]
+        outputs = self.engine(tensors)
+        sums = [
+            task.loss(output, batch)
+            for task, output, batch in zip(self.parts.tasks, outputs, tensors, strict=True)
+        ]
+        loss = sum(
+            total * (weight * self.num_workers / max(1, batch.num_targets))
+            for total, weight, batch in zip(sums, self.weights, batches, strict=True)
+        )
+        self.engine.backward(loss, scale_wrt_gas=False)
+        return torch.stack([total.detach().double() for total in sums]).to(self._told_device())
 
     def pinned(self, batch: StepBatch) -> StepBatch:
         """Return the batch in page-locked memory, from which it is copied to a GPU beside its work."""
@@ -98,42 +144,54 @@ class Engine:
         Raises:
             ModelError: one does.
         """
-        packed.self_test(self.module, self._logits, self._tensors(batch))
+        last = len(self.parts.tasks) - 1
+        packed.self_test(self.model(), lambda tensors: self._outputs(last, tensors), self._tensors(batch))
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[MicroBatch]) -> dict[str, float]:
-        """Return exact metrics: sums over each rank's samples, added up once over all ranks."""
+    def evaluate(self, part: int, batches: Iterable[MicroBatch]) -> dict[str, float]:
+        """Return exact metrics of one part: sums over each rank's samples, added up once over all ranks."""
         self.engine.eval()
+        task = self.parts.tasks[part]
         total: torch.Tensor | None = None
         for batch in batches:
             tensors = self._tensors(batch)
-            logits = self._logits(tensors)
-            sums = self.task.measure(logits, tensors, self.task.loss(logits, tensors)).double()
+            outputs = self._outputs(part, tensors)
+            loss = task.loss(outputs, tensors)
+            sums = to_exact(task.measure(outputs, tensors, loss, self._generated(part, tensors)))
             total = sums if total is None else total + sums
         assert total is not None, "an eval split has at least one batch on every rank"
         total = total.to(self._told_device())
         dist.all_reduce(total)
-        return self.task.metrics(total.cpu())
+        return task.metrics(total.cpu())
 
     @torch.no_grad()
-    def logits(self, batch: MicroBatch) -> torch.Tensor:
-        """Return the logits of one batch, in evaluation mode; every rank must call it."""
+    def logits(self, part: int, batch: MicroBatch) -> torch.Tensor:
+        """Return a part's logits of one batch, in evaluation mode; every rank must call it."""
         self.engine.eval()
-        logits = self._logits(self._tensors(batch)).float().cpu()
+        outputs = self._outputs(part, self._tensors(batch))
         # No backward follows, for which ZeRO-3 has begun to fetch parameters: an export would trip over them.
         self.engine.empty_partition_cache()
-        return logits
+        return (outputs[0] if isinstance(outputs, tuple) else outputs).float().cpu()
 
     def close(self) -> None:
         """Give the memory back, so that the next stage can build its engine in this process."""
         self.engine.destroy()
         del self.engine, self.optimizer
 
-    def _logits(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        inputs: dict[str, Any] = {name: value for name, value in tensors.items() if name != "labels"}
-        if "position_ids" in inputs:
-            inputs = packed.inputs(self.module, inputs)
-        return self.engine(**inputs).logits
+    def _outputs(self, part: int, tensors: dict[str, torch.Tensor]) -> Any:
+        """Run one part alone."""
+        batches: list[Any] = [None] * len(self.parts.tasks)
+        batches[part] = tensors
+        return self.engine(batches)[part]
+
+    def _generated(self, part: int, tensors: dict[str, torch.Tensor]) -> torch.Tensor | None:
+        task = self.parts.tasks[part]
+        if not task.generates:
+            return None
+        is_partitioned = self.engine.zero_optimization_stage() == 3
+        generated = task.generate(self.model(part), tensors, synced=is_partitioned)
+        self.engine.empty_partition_cache()
+        return generated
 
     def _tensors(self, batch: MicroBatch) -> dict[str, torch.Tensor]:
         return {
@@ -153,10 +211,14 @@ class Engine:
         is_plain = not (self.engine.fp16_enabled() or self.engine.bfloat16_enabled())
         if self.engine.zero_optimization_stage() or not is_plain:
             return None
-        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.parts.parameters() if p.grad is not None]
         return torch.nn.utils.get_total_norm(gradients)
 
     def _norm(self, own: torch.Tensor | None) -> float:
         norm = self.engine.get_global_grad_norm()
         norm = own if norm is None else norm
         return float(norm) if norm is not None else float("nan")
+
+
+def _for_optimizer(group: Group) -> dict[str, Any]:
+    return {"params": list(group.parameters), **({} if group.is_decayed else {"weight_decay": 0.0})}

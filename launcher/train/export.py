@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from launcher import storage
 from launcher.errors import ExportFailed
+from launcher.recipe import Stage
+from launcher.train import adapters
 from launcher.train import model as models
 
 SHARD_BYTES = 5 * 2**30
@@ -21,7 +23,7 @@ TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
 def write(module: Any, tokenizer: Any, directory: Path, dtype: torch.dtype) -> None:
-    """Write config, tokenizer and safetensors shards; every rank must call it.
+    """Write config, tokenizer and safetensors shards; every rank must call it. Adapters are merged.
 
     One tensor at a time is made whole; rank 0 holds at most one shard of `SHARD_BYTES`, other ranks
     at most one tensor. The directory appears when it is complete.
@@ -34,12 +36,18 @@ def write(module: Any, tokenizer: Any, directory: Path, dtype: torch.dtype) -> N
     shards = _Shards(aside)
     parameters = dict(module.named_parameters())
     for parameter_name, parameter in parameters.items():
-        with models.gathered([parameter]):
+        name = adapters.merged_name(parameter_name)
+        if name is None:
+            continue
+        pieces, layer = adapters.to_gather(module, parameter_name, parameter)
+        with models.gathered(pieces):
             if is_writer:
-                shards.add(parameter_name, parameter.detach().to("cpu", dtype, copy=True))
+                value = parameter.detach() if layer is None else adapters.merged_value(parameter, layer)
+                shards.add(name, value.to("cpu", dtype, copy=True))
     if is_writer:
         for name, value in module.state_dict().items():
-            if name not in parameters and not _is_tied(module, name, parameters):
+            is_adapter = adapters.merged_name(name) != name
+            if name not in parameters and not is_adapter and not _is_tied(module, name, parameters):
                 shards.add(name, value.detach().cpu())
         shards.close()
         _write_settings(module, tokenizer, aside, dtype)
@@ -48,14 +56,28 @@ def write(module: Any, tokenizer: Any, directory: Path, dtype: torch.dtype) -> N
     dist.barrier()
 
 
+def write_adapter(module: Any, stage: Stage, base: str, directory: Path, dtype: torch.dtype) -> None:
+    """Write the adapters and the head as a directory for peft; every rank must call it."""
+    is_writer, tensors = dist.get_rank() == 0, {}
+    for peft_name, _, parameter in adapters.adapter_tensors(module):
+        with models.gathered([parameter]):
+            if is_writer:
+                tensors[peft_name] = parameter.detach().to("cpu", dtype, copy=True).contiguous()
+    if is_writer:
+        with storage.new_directory(directory) as aside:
+            save_file(tensors, str(aside / "adapter_model.safetensors"), metadata={"format": "pt"})
+            adapters.write_settings(module, stage, base, aside)
+    dist.barrier()
+
+
 def write_probe(path: Path, features: dict[str, Any], logits: torch.Tensor) -> None:
     """Keep a fixed batch and the trained engine's logits on it, for `verify`."""
-    tensors = {name: torch.from_numpy(values) for name, values in features.items() if name != "labels"}
+    tensors = {name: torch.from_numpy(v) for name, v in features.items() if not name.startswith("_")}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({**tensors, "logits": logits.contiguous()}, str(path))
 
 
-def verify(directory: Path, auto_model: str, probe: Path) -> float:
+def verify(directory: Path, task: Any, probe: Path) -> float:
     """Read an export back, and compare it with what was trained. To be run in a process of its own.
 
     Returns:
@@ -67,7 +89,7 @@ def verify(directory: Path, auto_model: str, probe: Path) -> float:
     """
     import transformers
 
-    model, info = getattr(transformers, auto_model).from_pretrained(
+    model, info = getattr(transformers, task.auto_model).from_pretrained(
         directory, dtype="auto", output_loading_info=True
     )
     if info["missing_keys"] or info["unexpected_keys"] or info.get("mismatched_keys"):
@@ -77,13 +99,11 @@ def verify(directory: Path, auto_model: str, probe: Path) -> float:
     tensors = load_file(str(probe))
     trained = tensors.pop("logits")
     model.eval()
+    model.config.use_cache = False
     with torch.no_grad():
-        logits = (
-            model(**tensors, use_cache=False).logits.float()
-            if _caches(model)
-            else (model(**tensors).logits.float())
-        )
-    real = tensors["attention_mask"].bool() if logits.dim() == 3 else slice(None)
+        outputs = task.outputs(model, task.load_extra(directory), tensors)
+    logits = (outputs[0] if isinstance(outputs, tuple) else outputs).float()
+    real = _real(logits, tensors)
     difference = float((logits[real] - trained[real]).abs().max() / trained[real].abs().max().clamp_min(1e-6))
     if not difference <= TOLERANCES[model.dtype]:
         raise ExportFailed(
@@ -91,6 +111,14 @@ def verify(directory: Path, auto_model: str, probe: Path) -> float:
             " the checkpoint is kept"
         )
     return difference
+
+
+def _real(logits: torch.Tensor, tensors: dict[str, torch.Tensor]) -> Any:
+    """Where logits are not of padding: they stand for inputs, for labels, or for whole samples."""
+    for mask in (tensors["attention_mask"].bool(), tensors.get("labels", logits.new_empty(0)) != -100):
+        if logits.dim() == 3 and mask.shape == logits.shape[:2]:
+            return mask
+    return slice(None)
 
 
 class _Shards:
@@ -160,7 +188,3 @@ def _check_tensors(directory: Path, dtype: torch.dtype) -> None:
                     raise ExportFailed(f"{file}: {name} is {'empty' if not tensor.numel() else 'all zero'}")
                 if tensor.is_floating_point() and tensor.dtype != dtype:
                     raise ExportFailed(f"{file}: {name} is {tensor.dtype}, the config says {dtype}")
-
-
-def _caches(model: Any) -> bool:
-    return bool(model.can_generate())

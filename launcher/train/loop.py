@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 from launcher.plan.schedule import Schedule
-
-if TYPE_CHECKING:
-    from launcher.data.feed import StepBatch
 
 
 class Result(Protocol):
@@ -20,26 +17,27 @@ class Result(Protocol):
 class Trainer(Protocol):
     """What the loop needs of an engine."""
 
-    def step(self, batch: StepBatch, lr: float, *, save_wanted: bool = False) -> Result: ...
+    def step(self, batch: Any, lr: float, *, save_wanted: bool = False) -> Result: ...
 
 
 def run(
     *,
     start: int,
     schedule: Schedule,
-    batch_of: Callable[[int], StepBatch],
+    batch_of: Callable[[int], Any],
     engine: Trainer,
     clock_wants_save: Callable[[], bool],
-    record: Callable[[StepBatch, Result], None],
-    evaluate: Callable[[int], None],
+    record: Callable[[Any, Result], None],
+    evaluate: Callable[[int], bool],
     save: Callable[[int], None],
 ) -> None:
-    """Train from after step `start` to the end of the schedule."""
+    """Train from after step `start` to the end of the schedule, or until `evaluate` says that it is enough."""
     for step in range(start + 1, schedule.num_steps + 1):
         batch = batch_of(step)
         result = engine.step(batch, schedule.lr(step), save_wanted=clock_wants_save())
         record(batch, result)
-        if schedule.eval_due(step):
-            evaluate(step)
-        if schedule.save_due(step, wanted=result.save_wanted):
+        is_enough = schedule.eval_due(step) and evaluate(step)
+        if schedule.save_due(step, wanted=result.save_wanted or is_enough):
             save(step)
+        if is_enough:
+            break

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from launcher.errors import ModelError
 from launcher.recipe import Model
+from launcher.train import heads, trainable
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -27,7 +29,41 @@ def load_tokenizer(model: Model) -> Any:
         raise ModelError(f"tokenizer {name}: cannot be loaded: {_first_line(error)}") from None
     if not tokenizer.is_fast:
         raise ModelError(f"tokenizer {name}: has no fast (Rust) version; give model.tokenizer one that has")
+    tokenizer.add_tokens(model.add_tokens)
     return tokenizer
+
+
+def config_of(model: Model) -> Any:
+    """Load the config of the recipe's model, or build it from `model.config`.
+
+    Raises:
+        ModelError: transformers does not know it.
+    """
+    if model.config is not None:
+        return _config_of(model, 0)
+    trust = model.trust_remote_code is not None
+    try:
+        return AutoConfig.from_pretrained(model.path, revision=model.revision, trust_remote_code=trust)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"model {model.path}: its config cannot be loaded: {_first_line(error)}") from None
+
+
+def grow(model: Model, auto_model: str, directory: Path, vocabulary: int) -> None:
+    """Save the recipe's model into `directory` with embeddings for a larger vocabulary.
+
+    One process does it before the training, so that no rank has to resize what ZeRO-3 has partitioned.
+    The new rows are drawn around the mean of the old ones, as transformers does.
+    """
+    loaded = getattr(transformers, auto_model).from_pretrained(
+        model.path,
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code is not None,
+        dtype="auto",
+    )
+    if loaded.get_input_embeddings().num_embeddings < vocabulary:
+        torch.manual_seed(model.init_seed)
+        loaded.resize_token_embeddings(vocabulary)
+    loaded.save_pretrained(directory)
 
 
 def pad_token_id(tokenizer: Any) -> int:
@@ -58,16 +94,32 @@ def initialise(model: Model, auto_model: str, directory: Path, vocabulary: int) 
     built.save_pretrained(directory)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadStart:
+    """What a model's head starts from.
+
+    Attributes:
+        kind: `new`, `keep` or `match`; see the recipe's `head.start`.
+        directory: an export whose head is meant, where it is not that of the model itself.
+        seed: of what is drawn at random.
+        stage: its name, for messages.
+    """
+
+    kind: str
+    directory: str | None
+    seed: int
+    stage: str
+
+
 def load(
     model: Model,
     directory: str,
     auto_model: str,
     *,
     options: dict[str, Any],
-    new_head: bool,
+    head: HeadStart,
     dtype: str,
     ds: dict[str, Any],
-    seed: int,
 ) -> Any:
     """Load a model for one stage.
 
@@ -76,24 +128,34 @@ def load(
         directory: the hub id or directory to load; an earlier stage's export, or the first model.
         auto_model: the transformers Auto class.
         options: settings for the config, e.g. the labels.
-        new_head: leave out the stored head and initialise another.
+        head: what its head starts from.
         dtype: fp32, bf16 or fp16.
         ds: the resolved ds config; under ZeRO-3 the model is partitioned while it is built.
-        seed: of the new head.
+
+    Raises:
+        ModelError: there is no head to keep, or it has other labels.
     """
     auto_class = getattr(transformers, auto_model)
-    head = _head_names(auto_class, model, directory, options) if new_head else []
+    is_own = head.kind == "keep" and head.directory is None
+    left_out = [] if is_own else _head_names(auto_class, model, directory, options)
+    if head.kind == "keep":
+        heads.check_labels(head.directory or directory, options, head.stage)
     with _partitioning(ds):
-        loaded = auto_class.from_pretrained(
+        loaded, info = auto_class.from_pretrained(
             directory,
             revision=model.revision if directory == model.path else None,
             trust_remote_code=model.trust_remote_code is not None,
             dtype=DTYPES[dtype],
             attn_implementation=None if model.attention == "auto" else model.attention,
-            key_mapping={rf"^{re.escape(name)}$": f"left_out.{name}" for name in head} or None,
+            key_mapping={rf"^{re.escape(name)}$": f"left_out.{name}" for name in left_out} or None,
+            output_loading_info=True,
             **options,
         )
-        _initialise_head(loaded, head, seed)
+        missing = [name for name in sorted(info["missing_keys"]) if name not in left_out]
+        if is_own and set(missing) & set(trainable.head_names(loaded)):
+            raise ModelError(f"stages.{head.stage}.head: {directory} has no head to keep: let it start new")
+        known = {} if head.kind == "new" or is_own else heads.values(head, loaded, left_out + missing)
+        _initialise_head(loaded, left_out + missing, head.seed, known)
     loaded.config.use_cache = False
     return loaded
 
@@ -108,23 +170,6 @@ def gathered(parameters: list[torch.nn.Parameter], *, writer: int | None = None)
 
     with deepspeed.zero.GatheredParameters(parameters, modifier_rank=writer):
         yield
-
-
-def parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
-    """Split the trainable parameters into those with and those without weight decay.
-
-    Biases and norms (fewer than two dimensions) are left out of the decay, as is usual.
-    """
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in trainable if _num_dimensions(p) >= 2]
-    others = [p for p in trainable if _num_dimensions(p) < 2]
-    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
-
-
-def _num_dimensions(parameter: torch.nn.Parameter) -> int:
-    # A partitioned parameter is flat and empty; DeepSpeed keeps its true shape beside it.
-    return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
 @contextmanager
@@ -164,15 +209,23 @@ def _head_names(auto_class: Any, model: Model, directory: str, options: dict[str
     config = AutoConfig.from_pretrained(directory, trust_remote_code=trust, **options)
     with torch.device("meta"):
         skeleton = auto_class.from_config(config, trust_remote_code=trust)
-    trunk = skeleton.base_model_prefix + "."
-    return [name for name, _ in skeleton.named_parameters() if not name.startswith(trunk)]
+    return trainable.head_names(skeleton)
 
 
-def _initialise_head(model: Any, names: list[str], seed: int) -> None:
-    """Draw a new head on rank 0, each parameter from its own generator: the same in every ZeRO stage."""
+def _initialise_head(model: Any, names: list[str], seed: int, known: dict[str, Any]) -> None:
+    """Draw a new head on rank 0, each parameter from its own generator: the same in every ZeRO stage.
+
+    Args:
+        model: the model.
+        names: the parameters to draw.
+        seed: of the draw.
+        known: by name a function that puts known values into those drawn, in place.
+    """
     deviation = getattr(model.config, "initializer_range", None) or 0.02
     parameters = dict(model.named_parameters())
     for i, name in enumerate(names):
+        if name not in parameters:
+            continue
         parameter = parameters[name]
         with gathered([parameter], writer=0), torch.no_grad():
             if parameter.dim() >= 2:
@@ -181,6 +234,8 @@ def _initialise_head(model: Any, names: list[str], seed: int) -> None:
                 parameter.copy_(values)
             else:
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+            if name in known:
+                known[name](parameter)
 
 
 def _first_line(error: BaseException) -> str:

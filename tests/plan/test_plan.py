@@ -75,7 +75,7 @@ def test_batching(asked: dict, device: Literal["cpu", "cuda"], expected: tuple) 
 
 
 def test_an_epoch_of_packs() -> None:
-    stage = _plan(global_batch=4, batching="packed").stages[0]
+    stage = _plan(global_batch=4, batching="packed", epochs=1).stages[0]
     assert (stage.num_units, stage.num_steps, stage.unit) == (30, 8, "packs")
     guess = replace(TRAIN, is_whole=False, num_packs=0)
     assert _plan(global_batch=4, batching="packed", train=guess).stages[0].num_units == math.ceil(5000 / 512)
@@ -105,3 +105,18 @@ def test_more_tokens_than_positions() -> None:
     with pytest.raises(ModelError, match="512"):
         _plan(max_length=1024, model=ModelFacts(max_positions=512))
     assert _plan(model=ModelFacts(max_positions=128)).stages[0].max_length == 128
+
+
+@pytest.mark.parametrize(
+    ("task", "num_samples", "steps", "warmup"),
+    [
+        ("text-classification", 300, 200, 20),
+        ("text-classification", 20, 20, 2),
+        ("text-classification", 6400, 200, 0),
+        ("causal-lm", 300, 30, 3),
+    ],
+)
+def test_few_samples_are_seen_often(task: str, num_samples: int, steps: int, warmup: int) -> None:
+    train = replace(TRAIN, num_samples=num_samples, about_rows=num_samples)
+    stage = _plan(train=train, global_batch=32, task=task).stages[0]
+    assert (stage.num_steps, stage.schedule.warmup_steps) == (steps, warmup)

@@ -2,62 +2,21 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from launcher import predict, recipe, tasks
+from launcher import predict, recipe
 from launcher.errors import DataError
-
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "a", "very"]
-
-
-@dataclass
-class Rows:
-    columns: dict[str, list[Any]]
-
-    def where(self, i: int) -> str:
-        return f"a.jsonl, row {i + 1}"
-
-
-def refuse(where, reason):
-    raise DataError(f"{where}: {reason}")
-
-
-def lists(ragged):
-    values, lengths = ragged
-    return [part.tolist() for part in np.split(values, np.cumsum(lengths)[:-1])]
-
+from tests.tasks.texts import WORDS, Rows, bert, lists, make, refuse, word_tokenizer
 
 ROWS = Rows({"text": ["a good film", "bad", "a very very bad film"], "label": ["pos", "neg", "neg"]})
 
 
 @pytest.fixture
 def tokenizer():
-    raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    raw.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )
-
-
-def make(tokenizer=None, max_length=16, **data):
-    stage = recipe.Stage(name="s", task="text-classification", data={"train": "x", **data})
-    task = tasks.create(stage)
-    if tokenizer is not None:
-        task.set_tokenizer(tokenizer, max_length)
-    return task
+    return word_tokenizer()
 
 
 def test_features(tokenizer):
@@ -135,6 +94,7 @@ def test_labels(tokenizer):
         "num_labels": 2,
         "id2label": {0: "n", 1: "p"},
         "label2id": {"n": 0, "p": 1},
+        "problem_type": "single_label_classification",
     }
     with pytest.raises(DataError, match="1 label.s."):
         make().labels([Rows({**texts, "label": ["x"] * 3})])
@@ -159,35 +119,6 @@ def test_unusable_rows(tokenizer, data, columns, said):
 def test_misspelt_mapping_is_refused():
     with pytest.raises(DataError, match='no column "txt" .did you mean "text"'):
         make(columns={"txt": "sentence"}).columns(["sentence", "label"])
-
-
-def bert():
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(WORDS),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=32,
-        **make().model_options(("bad", "mixed", "good")),
-    )
-    return BertForSequenceClassification(config).eval()
-
-
-def test_loss_is_that_of_transformers():
-    batch = {"input_ids": torch.randint(4, 9, (6, 5)), "labels": torch.tensor([0, 1, 2, 2, 1, 0])}
-    reference = bert()(**batch)
-    torch.testing.assert_close(make().loss(reference.logits, batch), reference.loss * 6)
-
-
-def test_nothing_to_learn_is_exactly_zero():
-    logits = torch.randn(3, 4, dtype=torch.bfloat16, requires_grad=True)
-    batch = {"labels": torch.full((3,), -100)}
-    loss = make().loss(logits, batch)
-    loss.backward()
-    assert loss.dtype == torch.float32 and loss.item() == 0.0 and not logits.grad.any()
-    assert not make().measure(logits, batch, loss).any()
 
 
 def test_metrics_add_up():

@@ -88,7 +88,8 @@ def _train_rank(rank: int, num_workers: int, port: int, setup: dict, cases: list
     from launcher.data import feed
     from launcher.data.split import Split
     from launcher.data.store import Store
-    from launcher.train import engine, export, model
+    from launcher.train import engine, export, model, trainable
+    from launcher.train.parts import Parts
 
     torch.set_num_threads(1)
     # DeepSpeed wants to find the local rank here, as Ray Train and torchrun put it.
@@ -109,20 +110,27 @@ def _train_rank(rank: int, num_workers: int, port: int, setup: dict, cases: list
             prepared.model_directory,
             task.auto_model,
             options={},
-            new_head=False,
+            head=model.HeadStart(kind="keep", directory=None, seed=0, stage="chat"),
             dtype=dtype,
             ds=plan.ds,
-            seed=0,
         )
-        trainer = engine.Engine(loaded, task, plan, seed=3, device=torch.device("cpu"))
+        groups = trainable.merged(list(trainable.groups(loaded, None, recipe.stages[0])))
+        trainer = engine.Engine(
+            Parts([task], [loaded], [None]),
+            groups,
+            plan,
+            weights=[1.0],
+            seed=3,
+            device=torch.device("cpu"),
+        )
         pad = model.pad_token_id(tokenizer)
         batches = _feed(recipe, prepared, plan, rank, pad)
-        steps = [trainer.step(batches.step(n), plan.schedule.lr(n)) for n in range(1, STEPS + 1)]
+        steps = [trainer.step((batches.step(n),), plan.schedule.lr(n)) for n in range(1, STEPS + 1)]
         # A forward without a backward, then the export: what DeepSpeed fetched ahead must not be in the way.
         split = Split([Store(Path(path)) for path in prepared.facts[0].eval.stores])
-        trainer.logits(feed.collate(split, split.first_samples(4), pad_token_id=pad))
+        trainer.logits(0, feed.collate(split, split.first_samples(4), pad_token_id=pad))
         export.write(
-            trainer.module, tokenizer, Path(out).parent / f"{num_workers}-{ds}-{dtype}", torch.float32
+            trainer.model(), tokenizer, Path(out).parent / f"{num_workers}-{ds}-{dtype}", torch.float32
         )
         evals = feed.eval_batches(
             [Store(Path(path)) for path in prepared.facts[0].eval.stores],
@@ -132,7 +140,7 @@ def _train_rank(rank: int, num_workers: int, port: int, setup: dict, cases: list
             rank=rank,
             pad_token_id=pad,
         )
-        metrics = trainer.evaluate(evals)
+        metrics = trainer.evaluate(0, evals)
         trainer.close()
         results[f"{ds} {dtype}"] = {
             "losses": [step.loss for step in steps],

@@ -1,0 +1,197 @@
+"""From a stage's plan to what DeepSpeed trains: tokenizer, tasks, models on one trunk, groups, engine."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from launcher.part import Part, Seat
+from launcher.plan.plan import Plan, StagePlan
+from launcher.recipe import Recipe
+from launcher.report.record import Recorder
+
+if TYPE_CHECKING:
+    from launcher.facts import Prepared
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What one rank holds between stages."""
+
+    recipe: Recipe
+    plan: Plan
+    prepared: "Prepared"
+    run_dir: Path
+    rank: int
+    device: torch.device
+    recorder: Recorder
+    samples: Recorder | None
+
+    def stage_dir(self, name: str) -> Path:
+        """Where a stage keeps its checkpoints and its export."""
+        return self.run_dir / "stages" / name
+
+    def export_of(self, name: str) -> str:
+        """The model that a stage ended with."""
+        return str(self.stage_dir(name) / "export")
+
+    def start_directory(self, plan: StagePlan) -> str:
+        """The model that a stage starts with."""
+        if plan.starts_from is None:
+            return str(self.prepared.model_directory)
+        return self.export_of(plan.starts_from)
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """Everything that a stage runs on."""
+
+    parts: list[Part]
+    engine: Any
+    tokenizer: Any
+
+
+def assemble(context: Context, plan: StagePlan) -> Assembly:
+    """Build what a stage trains; every rank must call it."""
+    from launcher.train import model as models
+
+    tokenizer = models.load_tokenizer(context.recipe.model)
+    parts = [_part(context, each, tokenizer) for each in (*plan.beside, plan)]
+    start = context.start_directory(plan)
+    origin = start if plan.starts_from else None
+    loaded = [_model(context, part, start, origin, tokenizer) for part in parts]
+    extras = [_extra(part, origin) for part in parts]
+    return Assembly(parts, _engine(context, plan, parts, loaded, extras), tokenizer)
+
+
+def reassemble(context: Context, plan: StagePlan, trunk: str) -> Assembly:
+    """Build an earlier stage again for evaluation: its own head, on the trunk that training ended with.
+
+    Args:
+        context: of this rank.
+        plan: of the earlier stage.
+        trunk: the export whose trunk it gets.
+    """
+    from launcher.train import model as models
+
+    tokenizer = models.load_tokenizer(context.recipe.model)
+    part, own = _part(context, plan, tokenizer), context.export_of(plan.name)
+    loaded = _model(context, part, trunk, own, tokenizer, kind="keep")
+    extra = part.task.extra(part.facts.train.labels)
+    if extra is not None:
+        part.task.start_extra(extra, Path(own), part.facts.train.labels)
+    return Assembly([part], _engine(context, plan, [part], [loaded], [extra]), tokenizer)
+
+
+def _part(context: Context, plan: StagePlan, tokenizer: Any) -> Part:
+    from launcher.train import model as models
+
+    seat = Seat(context.rank, plan.num_workers, models.pad_token_id(tokenizer))
+    stage, facts = context.recipe.stages[plan.index], context.prepared.facts[plan.index]
+    return Part(stage, plan, facts, tokenizer, seat)
+
+
+def _model(
+    context: Context, part: Part, start: str, origin: str | None, tokenizer: Any, kind: str | None = None
+) -> Any:
+    """Load a part's model.
+
+    Args:
+        context: of this rank.
+        part: the part.
+        start: the directory of the weights.
+        origin: the export whose head counts, if it is not that of the weights themselves.
+        tokenizer: for the padding id.
+        kind: instead of the plan's start of the head.
+    """
+    from launcher.train import adapters, trainable
+    from launcher.train import model as models
+
+    options = part.task.model_options(part.facts.train.labels)
+    kind = kind or part.plan.head_start
+    if not options:
+        kind = "keep"  # The head belongs to the model, as in language models.
+    is_own = kind == "keep" and (origin is None or not options or origin == start)
+    head = models.HeadStart(
+        kind=kind, directory=None if is_own else origin or start, seed=part.asked.seed, stage=part.asked.name
+    )
+    loaded = models.load(
+        context.recipe.model,
+        start,
+        part.task.auto_model,
+        options=options | {"pad_token_id": part.seat.pad_token_id},
+        head=head,
+        dtype=context.plan.dtype,
+        ds=part.plan.ds,
+    )
+    trainable.freeze(loaded, part.asked)
+    if part.asked.trainable.lora is not None:
+        adapters.add(loaded, part.asked)
+    return loaded
+
+
+def _extra(part: Part, origin: str | None) -> Any:
+    labels = part.facts.train.labels
+    extra = part.task.extra(labels)
+    if extra is not None and origin is not None and part.plan.head_start != "new":
+        part.task.start_extra(extra, Path(origin), labels)
+    return extra
+
+
+def _engine(
+    context: Context, plan: StagePlan, parts: list[Part], loaded: list[Any], extras: list[Any]
+) -> Any:
+    from launcher.train import engine, trainable
+    from launcher.train.parts import Parts, share_trunk
+
+    main = parts[-1]
+    for i, part in enumerate(parts[:-1]):
+        if _is_same_head(part, main):
+            loaded[i], extras[i] = loaded[-1], extras[-1]
+    share_trunk(loaded)
+    groups = [
+        group
+        for part, model, extra in zip(parts, loaded, extras, strict=True)
+        for group in trainable.groups(model, extra, part.asked)
+    ]
+    return engine.Engine(
+        Parts([part.task for part in parts], loaded, extras),
+        trainable.merged(groups),
+        plan,
+        weights=[part.asked.weight if len(parts) > 1 else 1.0 for part in parts],
+        seed=main.asked.seed,
+        device=context.device,
+    )
+
+
+def _is_same_head(part: Part, main: Part) -> bool:
+    """Whether two parts say the same of a trunk: then they share all, as when one follows the other."""
+    mine, others = (each.task.model_options(each.facts.train.labels) for each in (part, main))
+    is_alike = part.asked.task == main.asked.task and part.asked.head.kind == main.asked.head.kind
+    return is_alike and mine == others and main.asked.head.start != "new"
+
+
+def write_export(context: Context, part: Part, index: int, built: Assembly) -> None:
+    """Export a part's model, with a probe to verify it by; every rank must call it."""
+    from launcher.train import adapters, export
+    from launcher.train.model import DTYPES, gathered
+
+    folder, dtype = context.stage_dir(part.name), DTYPES[context.plan.dtype]
+    probe = part.probe_batch()
+    logits = built.engine.logits(index, probe)
+    model, extra = built.engine.model(index), built.engine.parts.extra(index)
+    export.write(model, built.tokenizer, folder / "export", dtype)
+    lora = part.asked.trainable.lora
+    if lora is not None and lora.export == "adapter" and adapters.is_adapted(model):
+        base = context.start_directory(part.plan)
+        export.write_adapter(model, part.asked, base, folder / "adapter", dtype)
+    if extra is not None:
+        with gathered(list(extra.parameters())):
+            if context.rank == 0:
+                part.task.save_extra(extra, folder / "export")
+        dist.barrier()
+    if context.rank == 0:
+        export.write_probe(folder / export.PROBE, probe.features, logits)
+    context.recorder.write("export", stage=part.name, path=str(folder / "export"))

@@ -1,0 +1,225 @@
+"""One stage on one rank: restore, train, evaluate, save, export; and what was forgotten by its end."""
+
+import os
+import socket
+import time
+from typing import Any
+
+from launcher import storage
+from launcher.assembly import Assembly, Context, assemble, reassemble, write_export
+from launcher.data import feed
+from launcher.judge import Verdict, judge
+from launcher.part import in_lock_step
+from launcher.plan.plan import StagePlan
+
+DONE, AFTER = "done.json", "after.json"
+
+
+class StageRun:
+    """One stage, or several that are trained jointly."""
+
+    def __init__(self, context: Context, plan: StagePlan) -> None:
+        from launcher.train import checkpoint
+
+        self.context, self.plan = context, plan
+        self.built: Assembly = assemble(context, plan)
+        self.parts, self.engine = self.built.parts, self.built.engine
+        self.main = self.parts[-1]
+        keep, minutes = context.recipe.checkpoint.keep, context.plan.save_minutes
+        folder = context.stage_dir(plan.name)
+        self.checkpoints = checkpoint.Checkpoints(folder / "checkpoints", keep=keep, every_minutes=minutes)
+        self.best = checkpoint.Checkpoints(folder / "best", keep=1, every_minutes=None)
+        self.metrics: dict[str, dict[str, float]] = {}
+        self.verdict, self.num_seen, self.ended_at = Verdict(), 0, 0
+        self.stepped_at_s, self.data_s = time.monotonic(), 0.0
+        self.totals = dict.fromkeys(("samples", "tokens", "slots", "data_s", "step_s"), 0.0)
+
+    def run(self) -> None:
+        """Restore, train, export, give the memory back."""
+        from launcher.train import loop
+
+        start = self.restore()
+        self.tell_begin(start)
+        num_steps = start if self.verdict.is_enough else self.plan.num_steps
+        if self.plan.kind == "packed" and start < num_steps:
+            self.engine.prove_packing(self.main.batches.step(start + 1).micro_batches[0])
+        batches = feed.Steps(self.make, start + 1, num_steps)
+        loop.run(
+            start=start if start < num_steps else self.plan.num_steps,
+            schedule=self.plan.schedule,
+            batch_of=lambda step: self.waited_for(batches, step),
+            engine=self.engine,
+            clock_wants_save=self.checkpoints.clock_wants_save,
+            record=self.record,
+            evaluate=self.evaluate,
+            save=self.save,
+        )
+        batches.close()
+        self.finish()
+
+    def restore(self) -> int:
+        """Go on from the last checkpoint; return the steps done."""
+        start = self.checkpoints.restore(
+            self.engine.engine, fingerprint=self.fingerprint, content=self.content
+        )
+        self.ended_at = start
+        if start:
+            self.take(self.checkpoints.latest().state)  # type: ignore[union-attr]
+        return start
+
+    def take(self, state: dict[str, Any]) -> None:
+        """Take over what a checkpoint knows besides weights and position."""
+        self.metrics = dict(state.get("metrics", {}))
+        self.verdict = Verdict(**state.get("verdict", {}))
+        self.num_seen = state.get("num_seen", 0)
+
+    def tell_begin(self, start: int) -> None:
+        """Write the record of a stage's begin."""
+        from launcher.train import trainable
+
+        total, trained = trainable.num_parameters(self.engine.parts)
+        self.sizes = {"num_parameters": total, "num_trainable": trained}
+        self.context.recorder.write(
+            "stage_begin",
+            stage=self.plan.name,
+            start=start,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            num_workers=self.plan.num_workers,
+            num_steps=self.plan.num_steps,
+            units_per_step=sum(part.plan.units_per_step for part in self.parts),
+            unit=self.plan.unit,
+            **self.sizes,
+        )
+
+    def make(self, step: int) -> tuple[feed.StepBatch, ...]:
+        """Return the batches of a step, of every part."""
+        return tuple(self.engine.pinned(batch) for batch in in_lock_step(self.parts, step))
+
+    def waited_for(self, batches: Any, step: int) -> tuple[feed.StepBatch, ...]:
+        """Return a step's batches, and note how long they took to come."""
+        asked_s = time.monotonic()
+        made: tuple[feed.StepBatch, ...] = batches(step)
+        self.data_s = time.monotonic() - asked_s
+        return made
+
+    def record(self, batches: tuple[feed.StepBatch, ...], result: Any) -> None:
+        """Write the record of one step."""
+        now_s = time.monotonic()
+        spent: dict[str, float] = {
+            "samples": sum(batch.num_samples for batch in batches),
+            "tokens": sum(batch.num_tokens for batch in batches),
+            "slots": sum(batch.num_slots for batch in batches),
+            "data_s": round(self.data_s, 5),
+            "step_s": round(now_s - self.stepped_at_s, 4),
+        }
+        for name, value in spent.items():
+            self.totals[name] += value
+        self.num_seen += int(spent["samples"])
+        step = self.ended_at = batches[-1].step
+        by_part = {part.name: loss for part, loss in zip(self.parts, result.losses, strict=True)}
+        self.context.recorder.write(
+            "step",
+            stage=self.plan.name,
+            step=step,
+            loss=result.loss,
+            gradient_norm=result.gradient_norm,
+            lr=result.learning_rate,
+            epoch=batches[-1].epoch,
+            targets=sum(batch.num_targets for batch in batches),
+            **spent,
+            **({"losses": by_part} if len(by_part) > 1 else {}),
+        )
+        self.stepped_at_s = now_s
+        if self.context.samples is not None:
+            for part, batch in zip(self.parts, batches, strict=True):
+                ids = [int(i) for micro_batch in batch.micro_batches for i in micro_batch.samples]
+                self.context.samples.write("samples", stage=part.name, step=step, ids=ids)
+
+    def evaluate(self, step: int) -> bool:
+        """Evaluate every part that has an eval split; return whether training has gone on long enough."""
+        for i, part in enumerate(self.parts):
+            if part.facts.eval is not None:
+                self.metrics[part.name] = self.engine.evaluate(i, part.eval_batches())
+                self.context.recorder.write(
+                    "eval", stage=part.name, step=step, metrics=self.metrics[part.name]
+                )
+        if self.main.asked.select is not None:
+            self.verdict = judge(
+                self.main.asked, self.verdict, self.metrics[self.main.name], task=self.main.task
+            )
+            if self.verdict.is_best:
+                self.best.save(self.engine.engine, step, self.state(step))
+        self.stepped_at_s = time.monotonic()
+        return self.verdict.is_enough
+
+    def state(self, step: int) -> dict[str, Any]:
+        """Return what a checkpoint keeps besides weights and optimizer."""
+        return {
+            "position": step,
+            "fingerprint": self.fingerprint,
+            "content": self.content,
+            "metrics": self.metrics,
+            "verdict": self.verdict.state(),
+            "num_seen": self.num_seen,
+        }
+
+    def save(self, step: int) -> None:
+        """Save what continues the run after `step`."""
+        self.checkpoints.save(self.engine.engine, step, self.state(step))
+        self.context.recorder.write("checkpoint", stage=self.plan.name, step=step)
+        self.stepped_at_s = time.monotonic()
+
+    def finish(self) -> None:
+        """Export what was trained, or the best of it, then mark the stage as done."""
+        facts = {"steps": self.ended_at, "samples": self.num_seen, **self.sizes, **self._shares()}
+        if (best := self.best.latest()) is not None:
+            self.best.restore(self.engine.engine, fingerprint=self.fingerprint, content=self.content)
+            self.metrics, facts["best_step"] = dict(best.state["metrics"]), best.step
+        for i, part in enumerate(self.parts):
+            if not self.plan.is_baseline:
+                write_export(self.context, part, i, self.built)
+            if self.context.rank == 0:
+                done = {"metrics": self.metrics.get(part.name, {}), **facts}
+                storage.write_json(self.context.stage_dir(part.name) / DONE, done)
+        self.engine.close()
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all parts' data and of how it is batched: what a position means."""
+        return "+".join(part.fingerprint for part in self.parts)
+
+    @property
+    def content(self) -> str:
+        """A hash of all tokens to train on; empty while some are still being made."""
+        contents = [part.content for part in self.parts]
+        return "+".join(contents) if all(contents) else ""
+
+    def _shares(self) -> dict[str, float]:
+        """What of this process's steps went into padding, and into waiting for data."""
+        of = self.totals
+        if not of["slots"]:
+            return {}  # A process that came after the last step.
+        return {
+            "padding": round(1 - of["tokens"] / of["slots"], 4),
+            "data_wait": round(of["data_s"] / of["step_s"], 5),
+        }
+
+
+def measure_again(context: Context, plan: StagePlan, last: StagePlan) -> None:
+    """Evaluate an earlier stage on the trunk that the last one ended with: what was forgotten since.
+
+    Args:
+        context: of this rank.
+        plan: of the earlier stage; nothing happens if it has no eval split.
+        last: the plan of the last stage.
+    """
+    facts = context.prepared.facts[plan.index]
+    if facts.eval is None or storage.read_json(context.stage_dir(plan.name) / AFTER) is not None:
+        return
+    built = reassemble(context, plan, context.export_of(last.name))
+    metrics = built.engine.evaluate(0, built.parts[0].eval_batches())
+    built.engine.close()
+    context.recorder.write("after", stage=plan.name, last=last.name, metrics=metrics)
+    if context.rank == 0:
+        storage.write_json(context.stage_dir(plan.name) / AFTER, {"metrics": metrics})
