@@ -22,12 +22,13 @@ import ray.train
 import ray.train.torch
 from ray.train.v2.api.callback import UserCallback
 
-from launcher import errors, storage, worker
+from launcher import errors, storage, tasks, worker
 from launcher import recipe as recipes
 from launcher.errors import ClusterError, ExportFailed, LauncherError, TrainingFailed
 from launcher.facts import Prepared
 from launcher.plan.plan import ModelFacts, World
 from launcher.recipe import Recipe
+from launcher.report import summary as report
 from launcher.report.record import Event
 from launcher.report.view import View
 from launcher.stage import AFTER, DONE
@@ -261,7 +262,13 @@ def _finish(job: Job, world: World, prepared: Prepared, view: View) -> dict[str,
         if name in differences:
             stages[name] |= {"export": str(folder / "export"), "verified": differences[name]}
     view.say("exports verified: read back in a fresh process, the same logits as trained")
+    task = tasks.create(job.recipe.stages[-1])
+    for name, stage in zip(stages, job.recipe.stages, strict=False):
+        stages[name] |= {"notes": notes} if (notes := tasks.create(stage).notes()) else {}
     summary = {"stages": stages, "num_workers": world.num_workers, "device": world.device}
+    is_joint = job.recipe.transfer == "joint"
+    if transfer := report.transfer(stages, task.metric, is_joint=is_joint):
+        summary["transfer"] = transfer
     storage.write_json(job.run_dir / "summary.json", summary)
     return summary
 

@@ -85,7 +85,7 @@ def _asked(stage: Finished, data: str | None) -> Recipe:
             "head": stage.stage.head.model_copy(update={"start": "auto"}),
             # Of training nothing is planned.
             "steps": 1,
-            "warmup": 0,
+            "warmup": 0.0,
         }
     )
     trust = export if stage.recipe.model.trust_remote_code is not None else None
@@ -186,7 +186,11 @@ def _places(batch: Any, num_answers: int) -> list[int]:
     """Return what tells the place of each answer in the files: the id of its row's first sample."""
     samples, rows = batch.samples, batch.features.get("_row")
     if rows is not None and num_answers < len(samples):
-        samples = samples[np.flatnonzero(np.diff(rows, prepend=rows[0] - 1))]
+        # Rows are numbered anew in each call of `features`: two beside each other may have one number.
+        is_same = (np.diff(rows) == 0) & (np.diff(samples) == 1)
+        samples = samples[np.concatenate([[True], ~is_same])]
+    if num_answers != len(samples):
+        samples = np.repeat(samples[:1], num_answers)  # in the order of the batch
     return [int(sample) for sample in samples]
 
 

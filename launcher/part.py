@@ -84,7 +84,7 @@ class Part:
             num_workers=self.seat.num_workers,
             rank=self.seat.rank,
             pad_token_id=self.seat.pad_token_id,
-            **({"grouped": True} if self.task.is_grouped else {}),
+            grouped=self.task.is_grouped,
         )
 
     def probe_batch(self) -> feed.MicroBatch:

@@ -412,6 +412,13 @@ def dump(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json", exclude_unset=True)
 
 
+def reseeded(recipe: Recipe, number: int) -> Recipe:
+    """Return the recipe for one of several runs that differ in nothing but chance."""
+    stages = [stage.model_copy(update={"seed": stage.seed + number}) for stage in recipe.stages]
+    model = recipe.model.model_copy(update={"init_seed": recipe.model.init_seed + number})
+    return recipe.model_copy(update={"stages": stages, "model": model if number else recipe.model})
+
+
 def to_yaml(recipe: Recipe) -> str:
     """Return the resolved recipe as YAML text."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)

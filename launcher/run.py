@@ -42,7 +42,8 @@ def _main(options: argparse.Namespace) -> int:
     if options.schema:
         print(recipes.schema())
         return 0
-    recipe = recipe_file.load(options.recipe, options.set)
+    settings = [*options.set, *(["baseline=true"] if options.baseline else [])]
+    recipe = recipe_file.load(options.recipe, settings)
     if options.show_recipe:
         print(recipes.to_yaml(recipe), end="")
         return 0
@@ -60,7 +61,8 @@ def _launch(options: argparse.Namespace, recipe: Any) -> int:
     zero.check(ds_config, ds_name)
     model_facts = sizes.model_facts(recipe.model)
     run_dir = _run_directory(options, recipe, ds_config)
-    _check_run(run_dir, recipe, ds_config, fresh=options.fresh)
+    if options.seeds is None:
+        _check_run(run_dir, recipe, ds_config, fresh=options.fresh)
 
     from launcher import survey
 
@@ -71,14 +73,12 @@ def _launch(options: argparse.Namespace, recipe: Any) -> int:
     if options.plan:
         print("\n".join(report.plan_lines(plan, facts, stage, ds_name)))
         return 0
-    finished = storage.read_json(run_dir / "summary.json")
-    if finished is not None and not options.fresh:
+    if options.seeds is None and (finished := _finished(options, run_dir)):
         print(f"this run is finished already; --fresh trains anew\n{_end(finished, recipe, run_dir)}")
         return 0
-
     storage.make_directory(run_dir.parent / ".store")
 
-    from launcher import driver, stores
+    from launcher import driver
 
     job = driver.Job(
         recipe=recipe,
@@ -87,26 +87,67 @@ def _launch(options: argparse.Namespace, recipe: Any) -> int:
         model_facts=model_facts,
         run_dir=run_dir,
     )
-    with (
-        driver.cluster(options.address, options.workers) as world,
-        stores.prepared(recipe, ds_config, model_facts, run_dir.parent / ".store", world, view) as prepared,
-    ):
-        plan = planning.make_plan(recipe, ds_config, ds_name, model_facts, prepared.facts, world)
-        view.say("\n".join(report.plan_lines(plan, prepared.facts, stage, ds_name)))
-        if not options.fresh:
-            stores.check_data(run_dir, prepared.data_files)
-        _open_run(run_dir, recipe, ds_config, fresh=options.fresh)
-        storage.write_json(run_dir / stores.DATA, prepared.data_files)
-        ended = driver.run(job, world, view, prepared)
-    view.say(_end(ended, recipe, run_dir))
+    with driver.cluster(options.address, options.workers) as world:
+        if options.seeds is None:
+            ended = _train(job, world, view, run_dir.parent / ".store", fresh=options.fresh)
+            view.say(_end(ended, recipe, run_dir))
+        else:
+            view.say("\n".join(report.seeds_lines(_train_seeds(job, world, view, options), str(run_dir))))
     return 0
+
+
+def _train_seeds(job: Any, world: Any, view: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """Make the run once for each seed; what is finished is not made again. Return mean and spread."""
+    from dataclasses import replace
+
+    from launcher import recipe as recipes
+    from launcher.report import spread
+
+    summaries = []
+    for number in range(options.seeds):
+        recipe, run_dir = recipes.reseeded(job.recipe, number), job.run_dir / f"seed-{number}"
+        _check_run(run_dir, recipe, job.ds_config, fresh=options.fresh)
+        ended = _finished(options, run_dir)
+        if ended is None:
+            view.say(f"seed {number} ({number + 1} of {options.seeds})")
+            one = replace(job, recipe=recipe, run_dir=run_dir)
+            ended = _train(one, world, view, job.run_dir.parent / ".store", fresh=options.fresh)
+        summaries.append(ended)
+    together = spread.of_seeds(summaries)
+    storage.write_json(job.run_dir / "summary.json", together)
+    return together
+
+
+def _train(job: Any, world: Any, view: Any, store: Path, *, fresh: bool) -> dict[str, Any]:
+    """Prepare the data, plan, and train; return the summary."""
+    from launcher import driver, stores
+    from launcher.plan import plan as planning
+    from launcher.plan import zero
+    from launcher.report import summary as report
+
+    recipe, ds_config, run_dir = job.recipe, job.ds_config, job.run_dir
+    with stores.prepared(recipe, ds_config, job.model_facts, store, world, view) as prepared:
+        plan = planning.make_plan(recipe, ds_config, job.ds_name, job.model_facts, prepared.facts, world)
+        stage = zero.zero_stage(ds_config)
+        view.say("\n".join(report.plan_lines(plan, prepared.facts, stage, job.ds_name)))
+        if not fresh:
+            stores.check_data(run_dir, prepared.data_files)
+        _open_run(run_dir, recipe, ds_config, fresh=fresh)
+        storage.write_json(run_dir / stores.DATA, prepared.data_files)
+        return driver.run(job, world, view, prepared)
+
+
+def _finished(options: argparse.Namespace, run_dir: Path) -> dict[str, Any] | None:
+    """Return the summary of a run that is finished, unless it shall begin anew."""
+    return None if options.fresh else storage.read_json(run_dir / "summary.json")
 
 
 def _end(summary: dict[str, Any], recipe: Any, run_dir: Path) -> str:
     from launcher import tasks
     from launcher.report import summary as report
 
-    return "\n".join(report.end_lines(summary, tasks.create(recipe.stages[-1]).metric, str(run_dir)))
+    task = tasks.create(recipe.stages[-1])
+    return "\n".join(report.end_lines(summary, task.metric, str(run_dir)))
 
 
 def _run_directory(options: argparse.Namespace, recipe: Any, ds_config: dict[str, Any]) -> Path:
@@ -122,6 +163,8 @@ def _run_directory(options: argparse.Namespace, recipe: Any, ds_config: dict[str
     content = json.dumps([recipes.to_yaml(recipe), ds_config], sort_keys=True)
     digest = hashlib.blake2b(content.encode(), digest_size=4).hexdigest()
     name = options.name or f"{options.recipe.stem}-{options.ds.stem}-{digest}"
+    if options.seeds is not None:
+        name += "-seeds"
     return Path(root).expanduser().absolute() / name
 
 
@@ -173,8 +216,10 @@ def _parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="a.b=c", help="override a key of the recipe; repeatable"
     )
     add("--workers", type=_positive, metavar="N", help="worker processes; default: all GPUs, or 2 CPUs")
+    add("--seeds", type=_positive, metavar="N", help="make the run N times with other seeds: mean and spread")
     add("--name", help="the run's name; default: made from recipe and ds config")
     add("--run-root", metavar="DIR", help="where runs are kept; default: ./runs, in a job ~/launcher-runs")
+    add("--baseline", action="store_true", help="also train the last stage without those before it")
     add("--plan", action="store_true", help="print what would be done, and stop")
     add("--fresh", action="store_true", help="begin anew; the old run directory is moved aside")
     add("--address", help="the Ray cluster to join; default: RAY_ADDRESS, or one started for this run")

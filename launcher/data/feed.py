@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from launcher.data.order import Integers, Mixture, Order
-from launcher.data.pack import STEPS_PER_POOL, bounds_within, deal, rounds, steps_of_pool
+from launcher.data.order import Integers, Mixture, Order, parts_of
+from launcher.data.pack import STEPS_PER_POOL, deal, rounds, steps_of_pool
 from launcher.data.split import Split
 from launcher.data.store import INPUT_IDS, Array, Store
 
@@ -257,6 +257,7 @@ def eval_batches(
     num_workers: int,
     rank: int,
     pad_token_id: int,
+    grouped: bool = False,
 ) -> Iterator[MicroBatch]:
     """Yield this rank's share of a split: every sample exactly once over all ranks, longest first.
 
@@ -268,24 +269,56 @@ def eval_batches(
             waits in a collective for another. Padding ones, without samples, fill up.
         rank: this one.
         pad_token_id: fills input_ids.
+        grouped: keep samples of one row, which follow each other with equal `_row`, in one micro-batch,
+            even where they exceed its limit. Then rows are in the order of their longest sample.
     """
     split = Split(stores)
     samples = split.all_samples()
     if not len(samples):
         return
-    lengths = split.lengths(samples)
-    longest_first = np.argsort(-lengths, kind="stable")
-    samples, lengths = samples[longest_first], lengths[longest_first]
-    if budget_tokens is None:
-        bounds = [*range(0, len(samples), micro_batch), len(samples)]
-    else:
-        bounds = [0, *bounds_within(lengths.tolist(), budget_tokens)]
+    firsts = _firsts_of_rows(split, samples) if grouped else np.arange(len(samples))
+    samples, bounds = _longest_first(split, samples, firsts, micro_batch, budget_tokens)
     num_chunks = -(-(len(bounds) - 1) // num_workers) * num_workers
     for chunk in range(rank, num_chunks, num_workers):
         if chunk + 1 < len(bounds):
             yield collate(split, samples[bounds[chunk] : bounds[chunk + 1]], chunk, pad_token_id=pad_token_id)
         else:
             yield _weightless(split, samples[-1:], chunk, pad_token_id, packed=False)
+
+
+def _firsts_of_rows(split: Split, samples: Integers) -> Integers:
+    """Return the place in `samples`, which are in the order of the files, of each row's first one."""
+    rows, (sets, blocks, _) = split.scalars(samples)["_row"], parts_of(samples)
+    is_new = (np.diff(rows) != 0) | (np.diff(sets) != 0) | (np.diff(blocks) != 0)
+    return np.concatenate([[0], np.flatnonzero(is_new) + 1])
+
+
+def _longest_first(
+    split: Split, samples: Integers, firsts: Integers, micro_batch: int, budget_tokens: int | None
+) -> tuple[Integers, list[int]]:
+    """Sort groups of samples by their longest, and cut between groups.
+
+    Args:
+        split: the samples' split.
+        samples: the samples, group after group.
+        firsts: the place of each group's first sample.
+        micro_batch, budget_tokens: as of `eval_batches`; a group by itself may exceed them.
+
+    Returns:
+        The samples in their new order, and the places where micro-batches begin, and the end.
+    """
+    longest = np.maximum.reduceat(split.lengths(samples), firsts)
+    order = np.argsort(-longest, kind="stable")
+    sizes = np.diff(firsts, append=len(samples))[order]
+    ends = np.cumsum(sizes)
+    places = np.repeat(firsts[order] - ends + sizes, sizes) + np.arange(len(samples))
+    bounds, group = [0], 0
+    while group < len(order):
+        width = max(1, int(longest[order[group]]))
+        most = micro_batch if budget_tokens is None else budget_tokens // width
+        group = max(group + 1, int(np.searchsorted(ends, bounds[-1] + most, side="right")))
+        bounds.append(int(ends[group - 1]))
+    return samples[places], bounds
 
 
 def collate(split: Split, samples: Integers, chunk: int = 0, *, pad_token_id: int) -> MicroBatch:

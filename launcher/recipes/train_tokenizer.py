@@ -10,6 +10,7 @@ is then a recipe's `model.tokenizer`, beside a `model.config` such as
 
 The first ids are <pad> 0, </s> 1 and <unk> 2, and every text gets </s> at its end, as T5 has it. A character
 that the files do not have becomes bytes, so decoding gives back any text, but for white space before it.
+Two trainings of a unigram tokenizer may differ a little: keep DIR.
 """
 
 import argparse

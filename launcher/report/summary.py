@@ -16,6 +16,8 @@ def plan_lines(plan: Plan, facts: tuple[StageFacts, ...], zero_stage: int, ds_na
         train = facts[stage.index].train
         about = "" if train.is_whole or train.is_settled and stage.kind != "packed" else "about "
         start = f"from stage {stage.starts_from}" if stage.starts_from else "from the model"
+        beside = [other.name for other in stage.beside]
+        start += f", in each step beside {', '.join(beside)}" if beside else ""
         units = f"{about}{stage.num_units:,}" if stage.num_units else "a number still unknown of"
         lines.append(
             f"  {stage.name}: {start}; {units} {stage.unit}, {stage.num_steps:,} steps"
@@ -34,19 +36,91 @@ def end_lines(summary: dict[str, Any], metric: str, run_dir: str) -> list[str]:
     trained = [name for name in stages if name != "baseline"]
     lines = []
     for name in trained:
-        values = "  ".join(f"{k} {v:.4f}" for k, v in stages[name].get("metrics", {}).items())
-        lines.append(f"{name}: {values or 'not evaluated'}{_shares(stages[name])}")
-    last = stages[trained[-1]].get("metrics", {})
-    alone = stages.get("baseline", {}).get("metrics", {})
-    if metric in last and metric in alone:
-        lines.append(
-            f"{trained[-1]} {metric} with {', '.join(trained[:-1])} before it: {last[metric]:.4f}, without:"
-            f" {alone[metric]:.4f} ({last[metric] - alone[metric]:+.4f})"
-        )
+        values = _values(stages[name].get("metrics", {}))
+        lines.append(f"{name}: {values or 'not evaluated'}{_effort(stages[name])}{_shares(stages[name])}")
+    lines += transfer_lines(summary.get("transfer", {}))
     lines.append(f"model: {stages[trained[-1]].get('export')}")
     lines.append(f"run directory: {run_dir} (metrics.jsonl, summary.json, logs/)")
     lines.append(f"try it: python -m launcher.predict {run_dir}")
     return lines
+
+
+def transfer(stages: dict[str, Any], metric: str, is_joint: bool) -> dict[str, Any]:
+    """Return what the stages before the last one gave to it, and what they lost.
+
+    Args:
+        stages: by name what `done.json` says, with `after` where a stage was evaluated again at the end,
+            and perhaps `baseline`: the last stage without the others.
+        metric: the one that judges the last stage.
+        is_joint: whether all were trained at once.
+    """
+    *before, last = [name for name in stages if name != "baseline"]
+    if not before:
+        return {}
+    result: dict[str, Any] = {"metric": metric, "target": last, "sources": before, "is_joint": is_joint}
+    with_it = stages[last].get("metrics", {}).get(metric)
+    without = stages.get("baseline", {}).get("metrics", {}).get(metric)
+    if with_it is not None and without is not None:
+        result |= {"with": with_it, "without": without, "gain": with_it - without}
+    result["forgetting"] = {
+        name: {"before": stages[name]["metrics"], "after": stages[name]["after"]}
+        for name in before
+        if "after" in stages[name]
+    }
+    return result
+
+
+def transfer_lines(found: dict[str, Any]) -> list[str]:
+    """Return a transfer's figures in words."""
+    lines = []
+    if "gain" in found:
+        how = "trained beside it" if found["is_joint"] else "before it"
+        lines.append(
+            f"{found['target']} {found['metric']} with {', '.join(found['sources'])} {how}: {found['with']:.4f},"
+            f" without: {found['without']:.4f} ({found['gain']:+.4f})"
+        )
+    for name, values in found.get("forgetting", {}).items():
+        shared = [key for key in values["before"] if key in values["after"]]
+        if shared:
+            key = shared[0]
+            lines.append(
+                f"{name} {key} after its own stage: {values['before'][key]:.4f}, on the trunk that"
+                f" {found['target']} left: {values['after'][key]:.4f}"
+            )
+    return lines
+
+
+def seeds_lines(together: dict[str, Any], run_dir: str) -> list[str]:
+    """Return mean and spread over several seeds in words."""
+    lines = [f"{together['num_seeds']} seeds, mean ± standard deviation:"]
+    for name, stage in together["stages"].items():
+        lines.append(f"  {name}: {_spreads(stage['metrics']) or 'not evaluated'}")
+        if stage["after"]:
+            lines.append(f"  {name} again, after the last stage: {_spreads(stage['after'])}")
+    if "transfer" in together:
+        gain = together["transfer"]["gain"]
+        metric = together["transfer"]["metric"]
+        lines.append(f"  gain in {metric} by the stages before: {gain['mean']:+.4f} ± {gain['stdev']:.4f}")
+    lines.append(f"run directories: {run_dir}/seed-0 … (summary.json there and in {run_dir})")
+    return lines
+
+
+def _values(metrics: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+
+
+def _spreads(metrics: dict[str, Any]) -> str:
+    return "  ".join(f"{name} {each['mean']:.4f} ± {each['stdev']:.4f}" for name, each in metrics.items())
+
+
+def _effort(stage: dict[str, Any]) -> str:
+    if "num_parameters" not in stage:
+        return ""
+    best = f", the best of them at step {stage['best_step']}" if "best_step" in stage else ""
+    return (
+        f"\n  {stage['num_trainable']:,} of {stage['num_parameters']:,} parameters trained on"
+        f" {stage['samples']:,} samples in {stage['steps']:,} steps{best}"
+    )
 
 
 def _shares(stage: dict[str, Any]) -> str:

@@ -126,6 +126,10 @@ class Task(Protocol):
         """Put into a new `extra` what an export's knows of the same labels."""
         ...
 
+    def notes(self) -> dict[str, str]:
+        """Return by metric how it is defined, where that is not clear from its name."""
+        ...
+
     def check_config(self, config: Any) -> None:
         """Refuse a model that cannot do the task.
 
@@ -202,6 +206,10 @@ class Plain:
 
     def start_extra(self, extra: "Module", directory: "Path", labels: tuple[str, ...]) -> None:
         """See `Task.start_extra`."""
+
+    def notes(self) -> dict[str, str]:
+        """See `Task.notes`: none."""
+        return {}
 
     def check_config(self, config: Any) -> None:
         """See `Task.check_config`: any will do."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from launcher.data.feed import Batching, Feed, MicroBatch, StepBatch, Steps, eval_batches
 from launcher.data.order import parts_of
-from launcher.data.store import Store
+from launcher.data.store import Counts, Store, block_name, commit, write_block
 from tests.data import stores
 
 PAD = 99_999
@@ -388,3 +388,89 @@ def test_data_sets_are_mixed_by_their_weights_in_every_world(tmp_path: Path, kin
         from_b, total = from_b + sum(parts_of(np.array(here))[0]), total + len(here)
     # 3 of 4 units are of b, though it has a quarter of the samples.
     assert from_b / total == pytest.approx(0.75, abs=0.06)
+
+
+def rows_in_windows(directory: Path, sizes: list[list[int]], seed: int = 0) -> list[list[tuple[int, ...]]]:
+    """A store whose rows have several samples each; the samples of each row, block by block."""
+    draw = np.random.default_rng(seed)
+    stores.begin(directory, [sum(block) for block in sizes], nominal=False)
+    groups: list[list[tuple[int, ...]]] = []
+    first = 1
+    for chunk, block in enumerate(sizes):
+        ids = [(np.arange(n) + 50).tolist() for n in draw.integers(1, CAPACITY, size=sum(block))]
+        for sample in ids:
+            sample[0] = first  # the first token names the sample
+            first += 1
+        ragged = {"input_ids": stores.flat(ids), "labels": stores.flat([[0, 0]] * len(ids))}
+        rows = np.repeat(np.arange(len(block), dtype=np.int32), block)
+        scalars = {"num_targets": np.ones(len(ids), np.int32), "_row": rows}
+        counts = Counts(num_rows=len(block), num_samples=len(ids), num_tokens=sum(map(len, ids)))
+        write_block(directory / block_name(chunk), ragged, scalars, counts)
+        groups.append([tuple(ids[i][0] for i in np.flatnonzero(rows == r)) for r in range(len(block))])
+    commit(directory, [block_name(chunk) for chunk in range(len(sizes))])
+    return groups
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 7])
+@pytest.mark.parametrize(("micro_batch", "budget"), [(1, None), (4, None), (1000, None), (4, 60)])
+def test_evaluation_keeps_the_samples_of_a_row_together(
+    tmp_path: Path, num_workers: int, micro_batch: int, budget: int | None
+) -> None:
+    # Blocks that end and begin with rows of one number; a row that is larger than a micro-batch.
+    sizes = [[1, 3, 9, 1], [2], [4, 1, 1, 2, 5], [6], [1]]
+    groups = [group for block in rows_in_windows(tmp_path, sizes) for group in block]
+    ranks = [
+        list(
+            eval_batches(
+                [Store(tmp_path)],
+                micro_batch=micro_batch,
+                budget_tokens=budget,
+                num_workers=num_workers,
+                rank=rank,
+                pad_token_id=PAD,
+                grouped=True,
+            )
+        )
+        for rank in range(num_workers)
+    ]
+    assert len({len(rank) for rank in ranks}) == 1
+    row_of = {name: i for i, group in enumerate(groups) for name in group}
+    in_order: dict[int, list[int]] = {}
+    for micro in (micro for rank in ranks for micro in rank):
+        if not len(micro.samples):
+            assert (micro.features["labels"] == -100).all()
+            continue
+        in_order[micro.chunk] = names_here = micro.features["input_ids"][:, 0].tolist()
+        here = [group for _, group in itertools.groupby(names_here, key=row_of.__getitem__)]
+        assert len(here) == 1 or len(names_here) <= micro_batch or budget is not None
+        if budget is not None and len({row_of[n] for n in names_here}) > 1:
+            assert micro.features["input_ids"].size <= budget
+    flat = [name for chunk in sorted(in_order) for name in in_order[chunk]]
+    # Every sample once, each row's in a run and in order; rows by their longest.
+    assert sorted(flat) == list(range(1, len(row_of) + 1))
+    runs = [tuple(run) for _, run in itertools.groupby(flat, key=row_of.__getitem__)]
+    assert sorted(runs) == sorted(groups)
+    for chunk in in_order.values():
+        assert all(set(groups[row_of[name]]) <= set(chunk) for name in chunk)
+    lengths = Store(tmp_path)
+    longest = {
+        group: max(
+            len(lengths.block(b).ragged["input_ids"][0][o[i] : o[i + 1]])
+            for b in range(len(sizes))
+            for o in [lengths.block(b).ragged["input_ids"][1]]
+            for i in range(len(o) - 1)
+            if lengths.block(b).ragged["input_ids"][0][o[i]] in group
+        )
+        for group in groups
+    }
+    assert runs == sorted(groups, key=lambda group: -longest[group])
+    alone = eval_batches(
+        [Store(tmp_path)],
+        micro_batch=micro_batch,
+        budget_tokens=budget,
+        num_workers=1,
+        rank=0,
+        pad_token_id=PAD,
+        grouped=True,
+    )
+    assert [m.features["input_ids"][:, 0].tolist() for m in alone] == [in_order[c] for c in sorted(in_order)]

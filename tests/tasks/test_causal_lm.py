@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, T5Config
 
 from launcher import predict, recipe, tasks
-from launcher.errors import DataError
+from launcher.errors import DataError, ModelError, RecipeError
 
 TALK = [
     {"role": "system", "content": "Be brief."},
@@ -326,3 +326,89 @@ def test_predict_command(tokenizer, llama, tmp_path, capsys, layout):
     assert predict.main(arguments) == 0
     assert capsys.readouterr().out == answers[0] + "\n"
     assert predict.main([*arguments, "--stage", "t"]) == 2
+
+
+def exact(tokenizer, **data):
+    stage = recipe.Stage(
+        name="s",
+        task="causal-lm",
+        data={"train": "x", **data},
+        generation={"exact_match": True, "max_new_tokens": 12},
+    )
+    task = tasks.create(stage)
+    task.columns(["messages"])
+    task.set_tokenizer(tokenizer, 512)
+    return task
+
+
+def test_exact_match_is_of_the_last_answer(tokenizer, llama):
+    task = exact(tokenizer)
+    assert task.generates and not make(tokenizer).generates
+    batch, _ = batch_of(task)
+    batch["attention_mask"] = (torch.arange(batch["input_ids"].shape[1]) < 1000).long().expand(3, -1)
+    outputs = llama(batch["input_ids"]).logits
+    loss = task.loss(outputs, batch)
+
+    def said(*texts):
+        ids = [tokenizer(text)["input_ids"] for text in texts]
+        width = max(map(len, ids))
+        return torch.tensor([row + [0] * (width - len(row)) for row in ids])
+
+    generated = said(" Bye\nnow<|im_end|>rest", "Hi, é!", "Hi, é!<|im_end|>")
+    sums = task.measure(outputs, batch, loss, generated)
+    assert sums[3:].tolist() == [2, 3]
+    assert task.metrics(sums)["exact_match"] == pytest.approx(2 / 3)
+    assert task.answers(outputs, batch, generated)[2] == {"prediction": "Hi, é!", "reference": "Bye\nnow"}
+    assert "exact_match" not in make(tokenizer).metrics(make(tokenizer).measure(outputs, batch, loss))
+    batch["labels"].fill_(-100)
+    assert not task.measure(outputs, batch, task.loss(outputs, batch), generated).any()
+
+
+def test_answers_are_generated_from_all_before_the_last(tokenizer, llama):
+    task = exact(tokenizer)
+    batch, _ = batch_of(task)
+    together = task.generate(llama, batch, synced=False)
+    mark = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for i, labels in enumerate(batch["labels"].tolist()):
+        last = max(k for k, t in enumerate(labels) if t != -100)
+        first = max(k for k in range(last) if labels[k] == -100) + 1
+        prompt = batch["input_ids"][i : i + 1, :first]
+        assert tokenizer.decode(prompt[0]).endswith("<|im_start|>assistant\n")
+        alone = llama.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=12, do_sample=False,
+            eos_token_id=[mark, tokenizer.eos_token_id], pad_token_id=tokenizer.eos_token_id,
+        )[0, first:]  # fmt: skip
+        assert together[i, : len(alone)].tolist() == alone.tolist()
+    batch["labels"].fill_(-100)
+    assert len(task.generate(llama, batch, synced=False)) == 3  # stand-ins: they need not be judged
+
+
+def test_answers_without_generation_are_the_likeliest_tokens(tokenizer):
+    task = make(tokenizer)
+    batch, _ = batch_of(task)
+    perfect = torch.nn.functional.one_hot(batch["input_ids"].roll(-1, 1), len(tokenizer)).float()
+    answers = task.answers(perfect, batch)
+    assert answers[1] == {"prediction": "Hi, é!", "reference": "Hi, é!"}
+    assert all(answer["prediction"] == answer["reference"] for answer in answers)
+
+
+@pytest.mark.parametrize(
+    ("data", "columns", "said"),
+    [
+        ({}, ["text"], "plain text"),
+        ({"loss_on": "all"}, ["messages"], "loss_on is all"),
+        ({"split_long": True}, ["messages"], "split_long"),
+    ],
+)
+def test_exact_match_needs_a_last_answer(data, columns, said):
+    generation = {"exact_match": True}
+    stage = recipe.Stage(name="s", task="causal-lm", data={"train": "x", **data}, generation=generation)
+    with pytest.raises(RecipeError, match=f"exact_match compares .*{said}"):
+        tasks.create(stage).columns(columns)
+
+
+def test_encoder_decoders_are_refused(tokenizer, llama):
+    task = make(tokenizer)
+    task.check_config(llama.config)
+    with pytest.raises(ModelError, match="t5 is an encoder-decoder: .*task: translation"):
+        task.check_config(T5Config())

@@ -194,7 +194,7 @@ def learnt(label_type, tokenizer, rows, words):
     labels = lists(made.ragged["labels"]) if "labels" in made.ragged else made.scalars["labels"].tolist()
     batch["labels"] = torch.tensor(labels, dtype=torch.int64)
     model = bert(label_type, words)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(150):
         loss = task.loss(task.outputs(model, None, batch), batch) / len(made_ids)
         optimizer.zero_grad()

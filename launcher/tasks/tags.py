@@ -1,0 +1,74 @@
+"""Tagging schemes: IOB2 and IOBES, what is valid in them, and the entities that a sequence says."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+OUTSIDE = "O"
+
+
+def is_iobes(labels: Sequence[str]) -> bool:
+    """Return whether labels belong to IOBES: some say where an entity ends, or that it is one word."""
+    return any(label[:2] in ("E-", "S-") for label in labels)
+
+
+def fault(tag: object) -> str:
+    """Return what is wrong with a tag by itself; empty if nothing is."""
+    if not isinstance(tag, str):
+        return f"is a {type(tag).__name__}, not a tag"
+    if tag == OUTSIDE or (tag[:2] in ("B-", "I-", "E-", "S-") and len(tag) > 2):
+        return ""
+    return f'"{tag}" is no tag of IOB2 or IOBES (O, B-PER, I-PER, …)'
+
+
+def parts(label: str) -> tuple[str, str]:
+    """Return a label's prefix and its type: B and PER of B-PER."""
+    return (label, "") if label == OUTSIDE else (label[0], label[2:])
+
+
+def may_follow(before: str | None, after: str | None, *, iobes: bool) -> bool:
+    """Return whether a label may follow another; None stands for the begin and the end."""
+    if before is None:
+        return after is None or parts(after)[0] in ("O", "B", "S")
+    prefix, kind = parts(before)
+    next_prefix, next_kind = (None, None) if after is None else parts(after)
+    goes_on = next_prefix in ("I", "E") and next_kind == kind
+    if iobes and prefix in ("B", "I"):
+        return goes_on
+    if iobes or prefix == OUTSIDE:
+        return next_prefix not in ("I", "E")
+    return goes_on or next_prefix not in ("I", "E")
+
+
+def allowed(labels: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return bool masks: which label may follow which (from, to), come first, come last."""
+    iobes = is_iobes(labels)
+    pairs = [[may_follow(a, b, iobes=iobes) for b in labels] for a in labels]
+    first = [may_follow(None, b, iobes=iobes) for b in labels]
+    last = [may_follow(a, None, iobes=iobes) for a in labels]
+    return torch.tensor(pairs), torch.tensor(first), torch.tensor(last)
+
+
+def first_break(tags: Sequence[str]) -> int | None:
+    """Return the first word whose tag cannot stand after the one before it, in IOB2 or IOBES; None if all can.
+
+    A sequence that ends inside an entity breaks at its last word.
+    """
+    iobes = is_iobes(tags)
+    for i, (before, after) in enumerate(zip([None, *tags], [*tags, None], strict=True)):
+        if not may_follow(before, after, iobes=iobes):
+            return min(i, len(tags) - 1)
+    return None
+
+
+def count(true: Sequence[str], predicted: Sequence[str], kinds: Sequence[str]) -> np.ndarray:
+    """Return int64 (kinds, 3): entities that are right, predicted, there; as seqeval counts them."""
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    there, said = set(get_entities(list(true))), set(get_entities(list(predicted)))
+    numbers = np.zeros((len(kinds), 3), dtype=np.int64)
+    for place, entities in enumerate((there & said, said, there)):
+        for kind, _, _ in entities:
+            numbers[kinds.index(kind), place] += 1
+    return numbers
