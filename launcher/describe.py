@@ -46,15 +46,14 @@ def describe(
         from launcher.train import model as models  # transformers: not in the driver's process
 
         recipe = recipes.parse(recipe_tree)
-        config = models.config_of(recipe.model)
-        for stage in recipe.stages:
-            tasks.create(stage).check_config(config)
         tokenizer = models.load_tokenizer(recipe.model)
+        config = models.config_of(recipe.model, len(tokenizer))
         own_template = tokenizer.chat_template
         jobs: list[StoreJob] = []
         for i in range(len(recipe.stages)):
             tokenizer.chat_template = own_template  # A task puts its own in place.
-            jobs += _jobs_of_stage(recipe_tree, recipe, i, tokenizer, model_facts, Path(folder), chunk_bytes)
+            given = (tokenizer, config, model_facts)
+            jobs += _jobs_of_stage(recipe_tree, recipe, i, given, Path(folder), chunk_bytes)
         return Described(tuple(jobs), _first_model(recipe, tokenizer, Path(folder)))
     except LauncherError as error:
         return error
@@ -64,12 +63,11 @@ def _jobs_of_stage(
     tree: dict[str, Any],
     recipe: Recipe,
     index: int,
-    tokenizer: Any,
-    model_facts: ModelFacts,
+    given: tuple[Any, Any, ModelFacts],
     folder: Path,
     chunk_bytes: int | None,
 ) -> list[StoreJob]:
-    stage, jobs = recipe.stages[index], []
+    (tokenizer, config, model_facts), stage, jobs = given, recipe.stages[index], []
     limit = planning.max_length(stage, model_facts)
     label_stamps = _label_stamps(stage)
     labels_from, labels_key = "", _labels_key(stage, label_stamps)
@@ -82,6 +80,7 @@ def _jobs_of_stage(
             # What the first file has and the task reads, the others must have alike.
             source.column_names(files, task.columns(present))
             task.set_tokenizer(tokenizer, limit)
+            task.check_config(config)  # Some compare it with the tokenizer.
             settings.append([tokenizer.chat_template, task.has_eval_features and split])
             directory, manifest = _new_manifest(
                 files, settings, task, data_set, present, folder, chunk_bytes, label_stamps

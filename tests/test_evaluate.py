@@ -205,7 +205,8 @@ def test_answers_to_questions_by_id(tmp_path, capsys):
     stage = {"name": "a", "task": "question-answering", **asked}
     described = recipe.parse({"model": {"path": "m"}, "stages": [stage]})
     storage.write_text(run_dir / "recipe.yaml", recipe.to_yaml(described))
-    BertForQuestionAnswering(model.config).save_pretrained(run_dir / "stages" / "a" / "export")
+    config = BertConfig(**model.config.to_dict() | {"id2label": {0: "start", 1: "end"}})
+    BertForQuestionAnswering(config).save_pretrained(run_dir / "stages" / "a" / "export")
     metrics, _ = run(capsys, run_dir, "--predictions", tmp_path / "said.json")
     said = json.loads((tmp_path / "said.json").read_text())
     assert list(said) == ["q0", "q1", "q2", "q3"]

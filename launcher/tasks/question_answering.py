@@ -257,6 +257,8 @@ class QuestionAnswering(base.Plain):
     @torch.no_grad()
     def predict(self, model: Any, extra: Any, tokenizer: Any, lines: list[str]) -> list[str]:
         """Answer each line: a question, a tab, and its context."""
+        if not lines:
+            return []
         tokens.settle(tokenizer)
         parts = [line.partition("\t") for line in lines]
         questions, contexts = [part[0].lstrip() for part in parts], [part[2] for part in parts]
@@ -285,7 +287,7 @@ def _run(task: QuestionAnswering, model: Any, tokenizer: Any, made: windows.Wind
     for first in range(0, len(lengths), _WINDOWS_AT_ONCE):
         part = {k: v[first : first + _WINDOWS_AT_ONCE].to(model.device) for k, v in batch.items()}
         said.append(task.outputs(model, None, part).float().cpu())
-    return torch.cat(said) if said else torch.zeros(0, width, 2)
+    return torch.cat(said)
 
 
 def _short(text: str) -> str:

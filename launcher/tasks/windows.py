@@ -39,13 +39,15 @@ class Windows:
     @property
     def lengths(self) -> np.ndarray:
         """The tokens of each window."""
-        return self.ragged["input_ids"][1]
+        lengths: np.ndarray = self.ragged["input_ids"][1]
+        return lengths
 
     @property
     def positions(self) -> np.ndarray:
         """The position of each token in its window."""
         firsts = np.cumsum(self.lengths) - self.lengths
-        return np.arange(len(self.characters)) - np.repeat(firsts, self.lengths)
+        places: np.ndarray = np.arange(len(self.characters)) - np.repeat(firsts, self.lengths)
+        return places
 
     def of(self, is_kept: np.ndarray) -> "Windows":
         """Return the windows of the pairs for which `is_kept`, a bool each, holds."""
@@ -60,7 +62,7 @@ def rooms(tokenizer: Any, questions: list[str], contexts: list[str], max_length:
     backend = tokenizer.backend_tokenizer
     asked = backend.encode_batch_fast(questions, add_special_tokens=False)
     used = np.fromiter(map(len, asked), dtype=np.int64, count=len(asked))
-    room = max_length - backend.num_special_tokens_to_add(True) - used
+    room: np.ndarray = max_length - backend.num_special_tokens_to_add(True) - used
     few = np.flatnonzero(room < LEAST_ROOM).tolist()
     whole = backend.encode_batch_fast([(questions[i], contexts[i]) for i in few])
     for i, pair in zip(few, whole, strict=True):

@@ -33,14 +33,14 @@ def load_tokenizer(model: Model) -> Any:
     return tokenizer
 
 
-def config_of(model: Model) -> Any:
-    """Load the config of the recipe's model, or build it from `model.config`.
+def config_of(model: Model, vocabulary: int) -> Any:
+    """Load the config of the recipe's model, or build it from `model.config` for a vocabulary.
 
     Raises:
         ModelError: transformers does not know it.
     """
     if model.config is not None:
-        return _config_of(model, 0)
+        return _config_of(model, vocabulary)
     trust = model.trust_remote_code is not None
     try:
         return AutoConfig.from_pretrained(model.path, revision=model.revision, trust_remote_code=trust)
@@ -54,6 +54,7 @@ def grow(model: Model, auto_model: str, directory: Path, vocabulary: int) -> Non
     One process does it before the training, so that no rank has to resize what ZeRO-3 has partitioned.
     The new rows are drawn around the mean of the old ones, as transformers does.
     """
+    torch.manual_seed(model.init_seed)  # Also of what the weights lack, like a pooler.
     loaded = getattr(transformers, auto_model).from_pretrained(
         model.path,
         revision=model.revision,
@@ -61,7 +62,6 @@ def grow(model: Model, auto_model: str, directory: Path, vocabulary: int) -> Non
         dtype="auto",
     )
     if loaded.get_input_embeddings().num_embeddings < vocabulary:
-        torch.manual_seed(model.init_seed)
         loaded.resize_token_embeddings(vocabulary)
     loaded.save_pretrained(directory)
 
@@ -148,9 +148,13 @@ def load(
             dtype=DTYPES[dtype],
             attn_implementation=None if model.attention == "auto" else model.attention,
             key_mapping={rf"^{re.escape(name)}$": f"left_out.{name}" for name in left_out} or None,
+            # Outside ZeRO-3 transformers takes a mapped name back where the model has the old one.
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
             **options,
         )
+        if wrong := sorted({name for name, *_ in info["mismatched_keys"]} - set(left_out)):
+            raise ModelError(f"model {directory}: the weights have other sizes than its config: {wrong[0]}")
         missing = [name for name in sorted(info["missing_keys"]) if name not in left_out]
         if is_own and set(missing) & set(trainable.head_names(loaded)):
             raise ModelError(f"stages.{head.stage}.head: {directory} has no head to keep: let it start new")

@@ -480,24 +480,22 @@ def one_thread():
 
 
 def test_a_tiny_bert_learns_a_rule(tmp_path, one_thread):
-    """The question asks for the name or for the place in the context; other words are noise."""
+    """The answer is the name and the word after it; other words are noise."""
     draw = random.Random(0)
-    kinds = {"who": ["ann", "bob", "cem"], "where": ["rome", "oslo", "lima"]}
+    names = ["ann", "bob", "cem"]
     words = ["ba", "be", "bi", "bo", "bu", "da", "de", "di"]
 
     def pair():
-        both = {kind: draw.choice(members) for kind, members in kinds.items()}
-        context = [*draw.sample(words, 4), *both.values()]
-        draw.shuffle(context)
-        asked = draw.choice(list(kinds))
-        return asked, " ".join(context), both[asked]
+        context, name = draw.sample(words, 5), draw.choice(names)
+        at = draw.randrange(4)
+        return "who", " ".join([*context[:at], name, *context[at:]]), f"{name} {context[at]}"
 
-    tokenizer = word_piece([" ".join([*words, *kinds, *kinds["who"], *kinds["where"]])] * 20)
+    tokenizer = word_piece([" ".join(["who", *words, *names])] * 20)
     task = make(tokenizer, max_length=24)
     train = [pair() for _ in range(1000)]
     made = task.features(rows_of(train), (), refuse)
-    model = bert(tokenizer).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    model = bert(tokenizer, initializer_range=0.1).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     (whole,) = batches(made, tmp_path, micro_batch=10_000)[0]
     for _ in range(300):
         here = torch.randint(0, len(train), (32,))
@@ -506,7 +504,7 @@ def test_a_tiny_bert_learns_a_rule(tmp_path, one_thread):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if loss.item() < 0.01:
+        if loss.item() < 0.02:
             break
     test = [pair() for _ in range(200)]
     lines = [f"{q}\t{c}" for q, c, _ in test]

@@ -52,7 +52,9 @@ class World:
         self.tokenizer = str(make_tokenizer(folder / "tokenizer", texts, 320))
         self.trunk = str(folder / "trunk")
         torch.manual_seed(7)
-        config = transformers.BertConfig(**{k: v for k, v in BERT.items() if k != "model_type"}, vocab_size=320)
+        config = transformers.BertConfig(
+            **{k: v for k, v in BERT.items() if k != "model_type"}, vocab_size=320
+        )
         # What a token-classification model leaves has no pooler.
         transformers.BertForTokenClassification(config).save_pretrained(self.trunk)
         self.texts = texts
@@ -96,8 +98,8 @@ class World:
         labels = ["A", "B", "C"]
         wanted = [
             ("frozen", range(4), {"trainable": {"freeze": ["embeddings", r"layer\.0\."]}}),
-            ("last", (1, 3), {"trainable": {"last_layers": 1}}),
-            ("head", (0, 2, 3), {"trainable": "head"}),
+            ("last", (0, 1, 2), {"trainable": {"last_layers": 1}}),
+            ("head", range(3), {"trainable": "head"}),
             ("gradual", (0, 2, 3), {"trainable": {"unfreeze_every": 2}, "steps": 8}),
             (
                 "decay",
@@ -107,14 +109,14 @@ class World:
             ("lora", (2, 3), {"trainable": ADAPTED}),
         ]
         return [
-            self.case(f"{name}-{n}", "moved", n, self.stage(labels, **keys))
+            self.case(f"{name}-{n}", "exported" if name == "lora" else "moved", n, self.stage(labels, **keys))
             for name, stages, keys in wanted
             for n in stages
         ]
 
     def of_heads(self) -> list[ranks.Case]:
         first = self.stage(["A", "B", "C"], name="first", steps=1)
-        cases = [self.case("first", "moved", 3, first)]
+        cases = [self.case("first", "exported", 2, first)]
         for name, stage, labels, start in (
             ("match-0", 0, ["C", "X", "A"], "match"),
             ("match-3", 3, ["C", "X", "A"], "match"),
@@ -140,8 +142,10 @@ class World:
         return [
             self.case("trunk-0", "loaded", 0, self.stage(labels), model=given),
             self.case("trunk-3", "loaded", 3, self.stage(labels), model=given),
-            self.case("trunk-lora", "moved", 3, of_adapter, model=given),
-            self.case("grown", "moved", 3, self.stage(labels), model=given | {"add_tokens": ADDED}),
+            self.case("trunk-lora", "exported", 2, of_adapter, model=given),
+            self.case(
+                "grown", "exported", 3, self.stage(labels, steps=1), model=given | {"add_tokens": ADDED}
+            ),
             self.case("wrong-modules", "loaded", 3, self.stage(labels, trainable=wrong)),
             self.case("llama", "language", 0, spoken, model={"config": LLAMA}),
             self.case("gpt2", "language", 0, spoken, model={"config": GPT2}),
@@ -186,7 +190,9 @@ def reference(world: World, before: dict[str, torch.Tensor]) -> tuple[list[dict]
         stage, facts = recipe.stages[part_plan.index], case.prepared.facts[part_plan.index]
         part = Part(stage, part_plan, facts, tokenizer, Seat(0, 1, tokenizer.pad_token_id))
         model = transformers.AutoModelForSequenceClassification.from_pretrained(
-            case.prepared.model_directory, num_labels=len(facts.train.labels)
+            case.prepared.model_directory,
+            num_labels=len(facts.train.labels),
+            ignore_mismatched_sizes=True,
         )
         state = {n.removeprefix("models.0.bert."): v for n, v in before.items() if ".bert." in n}
         model.bert.load_state_dict(state)
@@ -223,10 +229,14 @@ def summed(separate: tuple[list[dict], list[float]], weights: tuple[float, float
     """The sum of the parts' gradients, by the names that they have in the joint model."""
     first, second = separate[0]
     total = {
-        f"models.0.{n}": weights[0] * first[n] + weights[1] * second[n] for n in first if n.startswith("bert.")
+        f"models.0.{n}": weights[0] * first[n] + weights[1] * second[n]
+        for n in first
+        if n.startswith("bert.")
     }
     for i, gradients in enumerate((first, second)):
-        total |= {f"models.{i}.{n}": weights[i] * g for n, g in gradients.items() if not n.startswith("bert.")}
+        total |= {
+            f"models.{i}.{n}": weights[i] * g for n, g in gradients.items() if not n.startswith("bert.")
+        }
     return total
 
 
@@ -287,7 +297,18 @@ FREE = {
     "head": lambda name: of_layer(name) == 3,
     "lora": lambda name: ".lora_" in name or name.startswith("classifier."),
 }
-FREEZING = ["frozen-0", "frozen-1", "frozen-2", "frozen-3", "last-1", "last-3", "head-0", "head-2", "head-3"]
+FREEZING = [
+    "frozen-0",
+    "frozen-1",
+    "frozen-2",
+    "frozen-3",
+    "last-0",
+    "last-1",
+    "last-2",
+    "head-0",
+    "head-1",
+    "head-2",
+]
 
 
 @pytest.mark.parametrize("name", [*FREEZING, "lora-2", "lora-3"])
@@ -347,7 +368,7 @@ def logits_of(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return model(**{n: v for n, v in batch.items() if n != "labels"}).logits
 
 
-@pytest.mark.parametrize("name", ["lora-2", "lora-3", "trunk-lora", "frozen-3", "grown"])
+@pytest.mark.parametrize("name", ["lora-2", "lora-3", "trunk-lora", "grown"])
 def test_an_export_answers_as_the_engine(found: dict, name: str) -> None:
     told = found[name]
     model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -357,13 +378,21 @@ def test_an_export_answers_as_the_engine(found: dict, name: str) -> None:
     assert torch.allclose(logits_of(model, told["probe"]), told["logits"], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["lora-2", "lora-3", "trunk-lora"])
+# A pooler that the base lacks is drawn new, and is no part of what an adapter directory holds.
+WITHOUT_POOLER = pytest.param(
+    "trunk-lora", marks=pytest.mark.xfail(strict=True, reason="the adapter lacks a pooler drawn new")
+)
+
+
+@pytest.mark.parametrize("name", ["lora-2", "lora-3", WITHOUT_POOLER])
 def test_peft_loads_an_adapter_with_the_same_answers(found: dict, name: str) -> None:
     from peft import PeftModel
 
     told = found[name]
     torch.manual_seed(99)  # What the adapter does not bring must not be left to chance.
-    base = transformers.AutoModelForSequenceClassification.from_pretrained(told["base"], num_labels=3)
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(
+        told["base"], num_labels=3, ignore_mismatched_sizes=True
+    )
     plain = logits_of(base, told["probe"])
     model = PeftModel.from_pretrained(base, told["folder"] / "adapter")
     assert torch.allclose(logits_of(model, told["probe"]), told["logits"], atol=1e-5)

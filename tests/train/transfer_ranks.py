@@ -61,9 +61,7 @@ def _rank(rank: int, port: int, cases: list[Case], out: str) -> None:
     torch.set_num_threads(1)
     # DeepSpeed wants to find the local rank here, as Ray Train and torchrun put it.
     os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(NUM_RANKS))
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=NUM_RANKS
-    )
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=NUM_RANKS)
     results: dict[str, Any] = {}
     for each in cases:
         try:
@@ -152,8 +150,14 @@ def joint(case: Case, context: Any) -> dict[str, Any]:
     return found
 
 
-def moved(case: Case, context: Any) -> dict[str, Any]:
-    """All parameters after each step; the optimizer's learning rates and memory; an export at the end."""
+def exported(case: Case, context: Any) -> dict[str, Any]:
+    """As `moved`, with an export at the end."""
+    return moved(case, context, is_exported=True)
+
+
+def moved(case: Case, context: Any, *, is_exported: bool = False) -> dict[str, Any]:
+    """Parameters before, after each step where layers open, and at the end; the optimizer's learning rates and
+    memory."""
     from launcher.assembly import assemble, write_export
     from launcher.train import trainable
 
@@ -161,8 +165,10 @@ def moved(case: Case, context: Any) -> dict[str, Any]:
     built = assemble(context, plan)
     trainer, module = built.engine, built.engine.model()
     snapshots, rates = [whole(module)], []
-    for _ in steps(built, plan, plan.num_steps):
-        snapshots.append(whole(module))
+    opens = any(group.opens_after for group in trainer.groups)
+    for n, _ in enumerate(steps(built, plan, plan.num_steps), start=1):
+        if opens or n == plan.num_steps:
+            snapshots.append(whole(module))
         rates.append([group["lr"] for group in trainer.optimizer.param_groups])
     # DeepSpeed's ZeRO optimizers wrap the one that holds Adam's moments.
     inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
@@ -182,10 +188,11 @@ def moved(case: Case, context: Any) -> dict[str, Any]:
         "base": context.start_directory(plan),
         "folder": context.stage_dir(plan.name),
     }
-    write_export(context, built.parts[-1], len(built.parts) - 1, built)
-    probe = built.parts[-1].probe_batch()
-    found["probe"] = {name: torch.as_tensor(values) for name, values in probe.features.items()}
-    found["logits"] = trainer.logits(0, probe)
+    if is_exported:
+        write_export(context, built.parts[-1], 0, built)
+        probe = built.parts[-1].probe_batch()
+        found["probe"] = {name: torch.as_tensor(values) for name, values in probe.features.items()}
+        found["logits"] = trainer.logits(0, probe)
     trainer.close()
     return found
 
