@@ -15,6 +15,8 @@ from torch import Tensor, nn
 IGNORED = -100
 FORBIDDEN = -1e4
 FILE = "crf.safetensors"
+# In a tokenizer's description: it tells the begin of a word by a space.
+BYTE_LEVEL = '"ByteLevel"'
 
 Scores = tuple[Tensor, Tensor, Tensor, Tensor]
 """Emissions (batch, length, labels); transitions (from, to); scores of the first and of the last label."""
@@ -59,13 +61,14 @@ def to_front(values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         labels: int64 (batch, length); -100 where there is none.
 
     Returns:
-        The values in their new places; bool (batch, length): which places hold one.
+        The values in their new places, cut to the longest chain; bool (batch, longest): which hold one.
     """
     here = labels != IGNORED
+    longest = max(1, int(here.sum(1).max()))
     places = torch.argsort((~here).long(), dim=1, stable=True)
     index = places.reshape(*places.shape, *[1] * (values.dim() - 2)).expand_as(values)
-    filled = torch.arange(labels.shape[1], device=labels.device) < here.sum(1, keepdim=True)
-    return values.gather(1, index), filled
+    filled = torch.arange(longest, device=labels.device) < here.sum(1, keepdim=True)
+    return values.gather(1, index)[:, :longest], filled
 
 
 def log_likelihood(scores: Scores, labels: Tensor) -> Tensor:
@@ -184,9 +187,12 @@ crf = load_file(f"{directory}/crf.safetensors")
 
 
 def tag(words):
-    inputs = tokenizer(words, is_split_into_words=True, truncation=True, return_tensors="pt")
+    # Byte-level tokenizers tell the begin of a word by a space.
+    space = " " if '"ByteLevel"' in tokenizer.backend_tokenizer.to_str() else ""
+    marked = [space + word for word in words]
+    inputs = tokenizer(marked, is_split_into_words=True, truncation=True, return_tensors="pt")
     owners = inputs.word_ids(0)
-    firsts = [i for i, w in enumerate(owners) if w is not None and w != owners[i - 1]]
+    firsts = [i for i, word in enumerate(owners) if word is not None and word not in owners[:i]]
     with torch.no_grad():
         scores = model(**inputs).logits[0, firsts].float()
     best, origins = crf["starts"] + scores[0], []
@@ -196,7 +202,8 @@ def tag(words):
     path = [int((best + crf["ends"]).argmax())]
     for origin in reversed(origins):
         path.append(int(origin[path[-1]]))
-    return [model.config.id2label[i] for i in reversed(path)]
+    found = {owners[i]: model.config.id2label[k] for i, k in zip(firsts, reversed(path))}
+    return [found.get(i, "O") for i in range(len(words))]
 
 
 print(tag("Angela Merkel was born in Hamburg".split()))

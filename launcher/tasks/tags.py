@@ -50,12 +50,15 @@ def allowed(labels: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     return torch.tensor(pairs), torch.tensor(first), torch.tensor(last)
 
 
-def first_break(tags: Sequence[str]) -> int | None:
-    """Return the first word whose tag cannot stand after the one before it, in IOB2 or IOBES; None if all can.
+def first_break(tags: Sequence[str], *, iobes: bool) -> int | None:
+    """Return the first word whose tag cannot stand after the one before it; None if all can.
 
     A sequence that ends inside an entity breaks at its last word.
+
+    Args:
+        tags: of a sentence.
+        iobes: whether the scheme is IOBES, or else IOB2.
     """
-    iobes = is_iobes(tags)
     for i, (before, after) in enumerate(zip([None, *tags], [*tags, None], strict=True)):
         if not may_follow(before, after, iobes=iobes):
             return min(i, len(tags) - 1)

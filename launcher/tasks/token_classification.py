@@ -31,6 +31,7 @@ class TokenClassification(base.Plain):
         self.label_column = stage.data.columns.get("tags", "tags")
         self.tokenizer: Any = None
         self.max_length = 0
+        self.marks_spaces = False
         self.words: tuple[str, ...] = ()
 
     def columns(self, present: Sequence[str]) -> list[str]:
@@ -40,16 +41,21 @@ class TokenClassification(base.Plain):
 
     def labels(self, rows: "Iterable[Rows]") -> tuple[str, ...]:
         """Return the tags given by the recipe, or those of the train split: O first, the others sorted."""
+        where = f"stages.{self.stage.name}.data"
         if self.stage.data.labels is not None:
+            if wrong := next(filter(None, map(tags.fault, self.stage.data.labels)), None):
+                raise DataError(f"{where}.labels: {wrong}")
             return tuple(self.stage.data.labels)
+        # What is no tag is passed over here: `features` rejects its row.
         found: set[str] = set()
         for piece in rows:
             for value in piece.columns[self.label_column]:
-                found.update(str(v) for v in (value if isinstance(value, list | tuple) else (value,)))
+                several = value if isinstance(value, list | tuple) else (value,)
+                found.update(tag for tag in several if not tags.fault(tag))
         if len(found) < 2:
             raise DataError(
-                f'stages.{self.stage.name}.data.train: {len(found)} tag(s) in column "{self.label_column}" of the'
-                " train split: there must be at least two"
+                f'{where}.train: {len(found)} tag(s) of IOB2 or IOBES in column "{self.label_column}" of the train'
+                f" split, there must be at least two (numbers need {where}.labels)"
             )
         return tuple(sorted(found, key=lambda word: (word != tags.OUTSIDE, word)))
 
@@ -57,6 +63,7 @@ class TokenClassification(base.Plain):
         """See `Task.set_tokenizer`."""
         tokens.settle(tokenizer)
         self.tokenizer, self.max_length = tokenizer, max_length
+        self.marks_spaces = crf.BYTE_LEVEL in tokenizer.backend_tokenizer.to_str()
 
     def features(self, rows: "Rows", labels: tuple[str, ...], reject: base.Reject) -> base.Features:
         """See `Task.features`; the first token of each word bears its tag."""
@@ -71,7 +78,7 @@ class TokenClassification(base.Plain):
             else:
                 sentences.append(words)
                 numbers.append([t if isinstance(t, int) else known[t] for t in own])
-        return self._encode(sentences, numbers)
+        return self._encode(sentences, numbers, is_whole=self.stage.head.constrained)
 
     def model_options(self, labels: tuple[str, ...]) -> dict[str, Any]:
         """See `Task.model_options`."""
@@ -161,18 +168,20 @@ class TokenClassification(base.Plain):
         sentences = [line.split() for line in lines]
         result = []
         for words in sentences:
-            made = self._encode([words] if words else [], [[0] * len(words)] if words else [])
-            if not len(made.ragged["input_ids"][1]):
-                result.append(" ".join([tags.OUTSIDE] * len(words)))
-                continue
-            batch = {
-                name: torch.from_numpy(values.astype(np.int64)).unsqueeze(0).to(model.device)
-                for name, (values, _) in made.ragged.items()
-            }
-            batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-            best = self._best(self.outputs(model, extra, batch), batch)
-            said = [self.words[i] for i in best[best != base.IGNORED].tolist()]
-            result.append(" ".join(said + [tags.OUTSIDE] * (len(words) - len(said))))
+            # For a tag each word bears its own place: some words give no token, and those get O.
+            made = self._encode([words] if words else [], [list(range(len(words)))] if words else [])
+            answer = [tags.OUTSIDE] * len(words)
+            if len(made.ragged["input_ids"][1]):
+                batch = {
+                    name: torch.from_numpy(values.astype(np.int64)).unsqueeze(0).to(model.device)
+                    for name, (values, _) in made.ragged.items()
+                }
+                batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+                best = self._best(self.outputs(model, extra, batch), batch)
+                here = batch["labels"] != base.IGNORED
+                for place, tag in zip(batch["labels"][here].tolist(), best[here].tolist(), strict=True):
+                    answer[place] = self.words[tag]
+            result.append(" ".join(answer))
         return result
 
     def _best(self, outputs: base.Outputs, batch: dict[str, Tensor]) -> Tensor:
@@ -192,6 +201,10 @@ class TokenClassification(base.Plain):
     def _kinds(self) -> list[str]:
         # seqeval takes a label without a prefix for one whose type is what follows its first letter.
         return sorted({tags.parts(word)[1] for word in self.words if word != tags.OUTSIDE})
+
+    def _begins(self) -> np.ndarray:
+        """Return for each tag whether it goes on with nothing before it."""
+        return np.array([tags.parts(word)[0] not in ("I", "E") for word in self.words])
 
     def _fault(self, words: Any, own: Any) -> str:
         """Return what is wrong with a row's two lists, and what to do; empty if nothing is."""
@@ -221,7 +234,7 @@ class TokenClassification(base.Plain):
                 return f"the tag of word {i + 1} {why}{hint}"
             if tag not in known:
                 return f'the tag of word {i + 1}, "{tag}", is not among those of the train split{nearest(tag, known)}'
-        if (i := tags.first_break(own)) is not None:
+        if (i := tags.first_break(own, iobes=tags.is_iobes(list(known)))) is not None:
             before = f'after "{own[i - 1]}"' if i else "at the begin"
             return (
                 f'the tag of word {i + 1}, "{own[i]}", cannot stand {before}: an entity begins with B- (or S-); write'
@@ -229,16 +242,29 @@ class TokenClassification(base.Plain):
             )
         return ""
 
-    def _encode(self, sentences: list[list[str]], numbers: list[list[int]]) -> base.Features:
-        """Turn words to tokens: the first token of each word bears its tag's number."""
+    def _encode(
+        self, sentences: list[list[str]], numbers: list[list[int]], *, is_whole: bool = False
+    ) -> base.Features:
+        """Turn words to tokens: the first token of each word bears its tag's number.
+
+        Args:
+            sentences: words.
+            numbers: of each word.
+            is_whole: leave out the tags of an entity of which some word has no token, or was cut off: what is
+                left would be no valid sequence.
+        """
         backend, limit = self.tokenizer.backend_tokenizer, self.max_length
-        encodings = backend.encode_batch([list(words) for words in sentences], is_pretokenized=True)
+        # Byte-level BPE tells the begin of a word by the space before it.
+        mark = " " if self.marks_spaces else ""
+        sentences = [[mark + word for word in words] for words in sentences]
+        encodings = backend.encode_batch(sentences, is_pretokenized=True)
         full = np.fromiter(map(len, encodings), dtype=np.int64, count=len(encodings))
         for i in np.flatnonzero(full > limit).tolist():
             backend.enable_truncation(limit)
-            encodings[i] = backend.encode_batch([list(sentences[i])], is_pretokenized=True)[0]
+            encodings[i] = backend.encode_batch([sentences[i]], is_pretokenized=True)[0]
         backend.no_truncation()
-        marked = [_marked(encoding, own) for encoding, own in zip(encodings, numbers, strict=True)]
+        begins = self._begins() if is_whole else None
+        marked = [_marked(encoding, own, begins) for encoding, own in zip(encodings, numbers, strict=True)]
         counts = np.array([np.count_nonzero(own != base.IGNORED) for own in marked], dtype=np.int32)
         kept = [i for i, n in enumerate(counts.tolist()) if n]
         lengths = np.array([len(marked[i]) for i in kept], dtype=np.int64)
@@ -259,11 +285,24 @@ class TokenClassification(base.Plain):
         )
 
 
-def _marked(encoding: Any, own: list[int]) -> np.ndarray:
-    """Return int32: the tag of the word that each token begins; -100 for the others."""
+def _marked(encoding: Any, own: list[int], begins: np.ndarray | None) -> np.ndarray:
+    """Return int32: the tag of the word that each token begins; -100 for the others.
+
+    Args:
+        encoding: of the words.
+        own: the tag of each word.
+        begins: of each tag, whether an entity, or nothing, begins with it: only whole entities keep their tags.
+    """
     owners = np.array([-1 if word is None else word for word in encoding.word_ids], dtype=np.int64)
-    begins = (owners >= 0) & (owners != np.concatenate([[-1], owners[:-1]]))
-    return np.where(begins, np.asarray(own, dtype=np.int32)[owners], base.IGNORED).astype(np.int32)
+    is_first = (owners >= 0) & (owners != np.concatenate([[-1], owners[:-1]]))
+    tags_of_words = np.asarray(own, dtype=np.int32)
+    if begins is not None:
+        has_token = np.zeros(len(own), dtype=bool)
+        has_token[owners[is_first]] = True
+        entity = np.cumsum(begins[tags_of_words])
+        is_broken = np.bincount(entity, weights=~has_token) > 0
+        tags_of_words = np.where(is_broken[entity], base.IGNORED, tags_of_words)
+    return np.where(is_first, tags_of_words[owners], base.IGNORED).astype(np.int32)
 
 
 def _joined(pieces: list[Any], dtype: Any) -> np.ndarray:

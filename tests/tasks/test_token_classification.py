@@ -151,11 +151,68 @@ def test_a_stand_in_adds_nothing() -> None:
 
 
 def test_what_may_follow_what() -> None:
-    assert tags.first_break(["B-X", "I-X", "O", "B-Y"]) is None
-    assert tags.first_break(["B-X", "E-X", "S-Y", "O"]) is None
-    assert tags.first_break(["B-X", "I-X", "S-Y"]) == 2
-    assert tags.first_break(["O", "B-X", "E-Y"]) == 2
-    assert tags.first_break(["S-X", "B-X"]) == 1  # in IOBES an entity has to end
+    def breaks(*own: str, iobes: bool = True) -> int | None:
+        return tags.first_break(own, iobes=iobes)
+
+    assert breaks("B-X", "I-X", "O", "B-Y", iobes=False) is None
+    assert breaks("B-X", "I-X", "O", "B-Y") == 2
+    assert breaks("B-X", "E-X", "S-Y", "O") is None
+    assert breaks("B-X", "I-X", "S-Y") == 2
+    assert breaks("O", "B-X", "E-Y") == 2
+    assert breaks("S-X", "B-X") == 1  # in IOBES an entity has to end
+
+
+def test_words_without_a_token_keep_their_place(tokenizer) -> None:
+    from transformers import BertConfig, BertForTokenClassification
+
+    task = _task(tokenizer)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    config.update(task.model_options(LABELS))
+    model = BertForTokenClassification(config).eval()
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.copy_(torch.tensor([0.0, 1, 0, 0, 0]))
+    assert task.predict(model, None, tokenizer, ["is \u200b a"]) == ["B-LOC O B-LOC"]
+
+
+def test_a_constrained_chain_has_whole_entities_only(tokenizer) -> None:
+    stage = {"name": "a", "task": "token-classification", "data": {"train": "x.jsonl"}}
+    stage["head"] = {"kind": "crf", "constrained": True}
+    task = TokenClassification(recipes.Stage.model_validate(stage))
+    task.set_tokenizer(tokenizer, 8)
+    rows = _rows(
+        [["is", "\u200b", "Merkel"], ["a", *["Hamburg"] * 3, "a"]],
+        [["O", "B-PER", "I-PER"], ["O", "B-LOC", "I-LOC", "I-LOC", "O"]],
+    )
+    made = task.features(rows, LABELS, _refuse)
+    values, lengths = made.ragged["labels"]
+    chains = [[LABELS[i] for i in row if i != -100] for row in np.split(values, np.cumsum(lengths)[:-1])]
+    assert chains == [["O"], ["O"]]
+
+
+def test_only_tags_become_labels() -> None:
+    assert _task().labels([Rows("x", {"tags": ["PER", "O", 3, "B-X"]}, range(4))]) == ("O", "B-X")
+    with pytest.raises(DataError, match="data.labels"):
+        _task(labels=["PER", "LOC"]).labels([])
+
+
+def test_byte_level_words_begin_with_a_space(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from tests.conftest import make_tokenizer
+
+    folder = make_tokenizer(tmp_path, ["the river holds the river holds"] * 20, 300)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    task = _task(tokenizer)
+    made = task.features(_rows([["the", "river"]], [["O", "B-LOC"]]), LABELS, _refuse)
+    ids = made.ragged["input_ids"][0].tolist()
+    assert ids == tokenizer(" the river", add_special_tokens=False)["input_ids"]
 
 
 @pytest.mark.parametrize("head", ["linear", "crf"])
