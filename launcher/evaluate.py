@@ -170,7 +170,6 @@ def _batches(stores: list[Any], plan: StagePlan, task: Any, tokenizer: Any) -> I
     from launcher.data import feed
     from launcher.tasks import base
 
-    grouped = {"grouped": True} if task.is_grouped else {}
     return feed.eval_batches(
         stores,
         micro_batch=plan.micro_batch,
@@ -178,17 +177,15 @@ def _batches(stores: list[Any], plan: StagePlan, task: Any, tokenizer: Any) -> I
         num_workers=1,
         rank=0,
         pad_token_id=base.padding_id(tokenizer),
-        **grouped,
+        grouped=task.is_grouped,
     )
 
 
 def _places(batch: Any, num_answers: int) -> list[int]:
     """Return what tells the place of each answer in the files: the id of its row's first sample."""
-    samples, rows = batch.samples, batch.features.get("_row")
-    if rows is not None and num_answers < len(samples):
-        # Rows are numbered anew in each call of `features`: two beside each other may have one number.
-        is_same = (np.diff(rows) == 0) & (np.diff(samples) == 1)
-        samples = samples[np.concatenate([[True], ~is_same])]
+    samples, windows = batch.samples, batch.features.get("_window")
+    if windows is not None:
+        samples = samples[windows == 0]  # A row begins there.
     if num_answers != len(samples):
         samples = np.repeat(samples[:1], num_answers)  # in the order of the batch
     return [int(sample) for sample in samples]

@@ -187,5 +187,5 @@ def test_a_sound_recipe_plans(case: Case, capsys: pytest.CaptureFixture[str]) ->
     assert main([*case.write(), "--plan", "--workers", "3"]) == 0
     out = capsys.readouterr().out
     assert "3 CPU workers" in out
-    assert "3 steps of 8 = 3 workers x 3 samples x 1 micro-batches (1 slots of weight zero)" in out
+    assert "60 steps of 8 = 3 workers x 3 samples x 1 micro-batches (1 slots of weight zero)" in out
     assert not (case.folder / "runs").exists()
