@@ -117,7 +117,7 @@ def _model(
     head = models.HeadStart(
         kind=kind, directory=None if is_own else origin or start, seed=part.asked.seed, stage=part.asked.name
     )
-    loaded = models.load(
+    loaded, drawn = models.load(
         context.recipe.model,
         start,
         part.task.auto_model,
@@ -128,7 +128,7 @@ def _model(
     )
     trainable.freeze(loaded, part.asked)
     if part.asked.trainable.lora is not None:
-        adapters.add(loaded, part.asked)
+        adapters.add(loaded, part.asked, drawn)
     return loaded
 
 

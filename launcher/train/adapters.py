@@ -1,5 +1,6 @@
 """Low-rank adapters: put into a model by peft, merged at export, or exported alone for peft."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,17 @@ _TASK_TYPES = {
 }
 
 
-def add(model: Any, stage: Stage) -> None:
+def add(model: Any, stage: Stage, drawn: Sequence[str] = ()) -> None:
     """Put adapters into a model: they and the head are trained, the trunk is not.
 
     The model keeps its class, so that everything that knows it goes on working. Adapters begin as no
     change at all.
+
+    Args:
+        model: the model.
+        stage: its stage.
+        drawn: parameters that begin at random: where the trunk has some, like a pooler that the weights
+            lack, they are trained like the head.
 
     Raises:
         ModelError: peft does not know which modules to adapt, or none has the given names.
@@ -32,14 +39,10 @@ def add(model: Any, stage: Stage) -> None:
     from peft import inject_adapter_in_model
 
     # What the stage trains of its head is decided before peft freezes all but the adapters.
-    head = [
-        p
-        for name, p in model.named_parameters()
-        if name in set(trainable.head_names(model)) and p.requires_grad
-    ]
-    if model.get_input_embeddings() is not None:
-        tied = {id(p) for p in model.get_input_embeddings().parameters()}
-        head = [p for p in head if id(p) not in tied]
+    wanted = {*trainable.head_names(model), *drawn}
+    if stage.task in ("causal-lm", "translation"):
+        wanted = set()
+    head = [p for name, p in model.named_parameters() if name in wanted and p.requires_grad]
     torch.manual_seed(stage.seed)  # Each rank draws the same.
     try:
         inject_adapter_in_model(_config(stage), model, adapter_name=NAME)
@@ -49,7 +52,7 @@ def add(model: Any, stage: Stage) -> None:
             f"stages.{stage.name}.trainable.lora: {reason}: name the modules to adapt in lora.modules"
         ) from None
     for parameter in head:
-        parameter.requires_grad_(stage.task not in ("causal-lm", "translation"))
+        parameter.requires_grad_(True)
 
 
 def is_adapted(model: nn.Module) -> bool:
@@ -80,11 +83,10 @@ def merged_value(parameter: nn.Parameter, layer: Any) -> torch.Tensor:
 
 def adapter_tensors(model: Any) -> list[tuple[str, str, nn.Parameter]]:
     """Return (peft's name, own name, parameter) of all that an adapter directory holds."""
-    head = set(trainable.head_names(model))
     return [
         ("base_model.model." + name.replace(f".{NAME}.", "."), name, parameter)
         for name, parameter in model.named_parameters()
-        if ".lora_" in name or (name in head and parameter.requires_grad)
+        if ".lora_" in name or parameter.requires_grad
     ]
 
 
@@ -106,9 +108,8 @@ def write_settings(model: Any, stage: Stage, base: str, directory: Path) -> None
             if ".lora_A." in name
         }
     )
-    trained = {name for name, p in model.named_parameters() if p.requires_grad and ".lora_" not in name}
-    head = {name.partition(".")[0] for name in trainable.head_names(model) if name in trained}
-    config.modules_to_save = sorted(head) or None
+    trained = [name for name, p in model.named_parameters() if p.requires_grad and ".lora_" not in name]
+    config.modules_to_save = sorted({name.rpartition(".")[0] for name in trained}) or None
     config.inference_mode = True
     config.save_pretrained(str(directory))
 

@@ -120,7 +120,7 @@ def load(
     head: HeadStart,
     dtype: str,
     ds: dict[str, Any],
-) -> Any:
+) -> tuple[Any, list[str]]:
     """Load a model for one stage.
 
     Args:
@@ -131,6 +131,9 @@ def load(
         head: what its head starts from.
         dtype: fp32, bf16 or fp16.
         ds: the resolved ds config; under ZeRO-3 the model is partitioned while it is built.
+
+    Returns:
+        The model; the names of the parameters that are not from the directory: a new head, perhaps a pooler.
 
     Raises:
         ModelError: there is no head to keep, or it has other labels.
@@ -161,7 +164,7 @@ def load(
         known = {} if head.kind == "new" or is_own else heads.values(head, loaded, left_out + missing)
         _initialise_head(loaded, left_out + missing, head.seed, known)
     loaded.config.use_cache = False
-    return loaded
+    return loaded, left_out + missing
 
 
 @contextmanager

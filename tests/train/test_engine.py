@@ -105,7 +105,7 @@ def _train_rank(rank: int, num_workers: int, port: int, setup: dict, cases: list
         task = tasks.create(recipe.stages[0])
         task.columns(["messages"])
         task.set_tokenizer(tokenizer, plan.max_length)
-        loaded = model.load(
+        loaded, _ = model.load(
             recipe.model,
             prepared.model_directory,
             task.auto_model,

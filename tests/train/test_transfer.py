@@ -378,13 +378,7 @@ def test_an_export_answers_as_the_engine(found: dict, name: str) -> None:
     assert torch.allclose(logits_of(model, told["probe"]), told["logits"], atol=1e-5)
 
 
-# A pooler that the base lacks is drawn new, and is no part of what an adapter directory holds.
-WITHOUT_POOLER = pytest.param(
-    "trunk-lora", marks=pytest.mark.xfail(strict=True, reason="the adapter lacks a pooler drawn new")
-)
-
-
-@pytest.mark.parametrize("name", ["lora-2", "lora-3", WITHOUT_POOLER])
+@pytest.mark.parametrize("name", ["lora-2", "lora-3", "trunk-lora"])
 def test_peft_loads_an_adapter_with_the_same_answers(found: dict, name: str) -> None:
     from peft import PeftModel
 
