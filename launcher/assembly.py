@@ -11,6 +11,7 @@ from launcher.part import Part, Seat
 from launcher.plan.plan import Plan, StagePlan
 from launcher.recipe import Recipe
 from launcher.report.record import Recorder
+from launcher.tasks import base
 
 if TYPE_CHECKING:
     from launcher.facts import Prepared
@@ -61,9 +62,15 @@ def assemble(context: Context, plan: StagePlan) -> Assembly:
     parts = [_part(context, each, tokenizer) for each in (*plan.beside, plan)]
     start = context.start_directory(plan)
     origin = start if plan.starts_from else None
-    loaded = [_model(context, part, start, origin, tokenizer) for part in parts]
-    extras = [_extra(part, origin) for part in parts]
-    return Assembly(parts, _engine(context, plan, parts, loaded, extras), tokenizer)
+    main = parts[-1]
+    own = _built(context, main, start, origin, main.plan.head_start)
+    built = [
+        own
+        if part is main or _is_same_head(part, main)
+        else _built(context, part, start, origin, part.plan.head_start)
+        for part in parts
+    ]
+    return Assembly(parts, _engine(context, plan, parts, built), tokenizer)
 
 
 def reassemble(context: Context, plan: StagePlan, trunk: str) -> Assembly:
@@ -77,91 +84,86 @@ def reassemble(context: Context, plan: StagePlan, trunk: str) -> Assembly:
     from launcher.train import model as models
 
     tokenizer = models.load_tokenizer(context.recipe.model)
-    part, own = _part(context, plan, tokenizer), context.export_of(plan.name)
-    loaded = _model(context, part, trunk, own, tokenizer, kind="keep")
-    extra = part.task.extra(part.facts.train.labels)
-    if extra is not None:
-        part.task.start_extra(extra, Path(own), part.facts.train.labels)
-    return Assembly([part], _engine(context, plan, [part], [loaded], [extra]), tokenizer)
+    part = _part(context, plan, tokenizer)
+    built = _built(context, part, trunk, context.export_of(plan.name), "keep")
+    return Assembly([part], _engine(context, plan, [part], [built]), tokenizer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Built:
+    """A part's model, its task's parameters beside it, and the names of those drawn at random."""
+
+    model: Any
+    extra: Any
+    drawn: list[str]
 
 
 def _part(context: Context, plan: StagePlan, tokenizer: Any) -> Part:
-    from launcher.train import model as models
-
-    seat = Seat(context.rank, plan.num_workers, models.pad_token_id(tokenizer))
+    seat = Seat(context.rank, plan.num_workers, base.padding_id(tokenizer))
     stage, facts = context.recipe.stages[plan.index], context.prepared.facts[plan.index]
     return Part(stage, plan, facts, tokenizer, seat)
 
 
-def _model(
-    context: Context, part: Part, start: str, origin: str | None, tokenizer: Any, kind: str | None = None
-) -> Any:
-    """Load a part's model.
+def _built(context: Context, part: Part, start: str, origin: str | None, kind: str) -> _Built:
+    """Load a part's model, and what its task has beside it.
 
     Args:
         context: of this rank.
         part: the part.
         start: the directory of the weights.
-        origin: the export whose head counts, if it is not that of the weights themselves.
-        tokenizer: for the padding id.
-        kind: instead of the plan's start of the head.
+        origin: the export whose head counts; None: there is none but what the weights themselves have.
+        kind: what the head starts from: `new`, `keep` or `match`.
     """
-    from launcher.train import adapters, trainable
     from launcher.train import model as models
 
-    options = part.task.model_options(part.facts.train.labels)
-    kind = kind or part.plan.head_start
+    labels = part.facts.train.labels
+    extra = part.task.extra(labels)
+    if extra is not None and origin is not None and kind != "new":
+        part.task.start_extra(extra, Path(origin), labels)
+    options = part.task.model_options(labels)
     if not options:
-        kind = "keep"  # The head belongs to the model, as in language models.
-    is_own = kind == "keep" and (origin is None or not options or origin == start)
-    head = models.HeadStart(
-        kind=kind, directory=None if is_own else origin or start, seed=part.asked.seed, stage=part.asked.name
-    )
+        kind, origin = "keep", None  # The head belongs to the model, as in language models.
+    is_own = kind == "keep" and origin in (None, start)
     loaded, drawn = models.load(
         context.recipe.model,
         start,
         part.task.auto_model,
         options=options | {"pad_token_id": part.seat.pad_token_id},
-        head=head,
+        head=models.HeadStart(
+            kind=kind,
+            directory=None if is_own else origin or start,
+            seed=part.asked.seed,
+            stage=part.asked.name,
+        ),
         dtype=context.plan.dtype,
         ds=part.plan.ds,
     )
-    trainable.freeze(loaded, part.asked)
-    if part.asked.trainable.lora is not None:
-        adapters.add(loaded, part.asked, drawn)
-    return loaded
+    return _Built(loaded, extra, drawn)
 
 
-def _extra(part: Part, origin: str | None) -> Any:
-    labels = part.facts.train.labels
-    extra = part.task.extra(labels)
-    if extra is not None and origin is not None and part.plan.head_start != "new":
-        part.task.start_extra(extra, Path(origin), labels)
-    return extra
-
-
-def _engine(
-    context: Context, plan: StagePlan, parts: list[Part], loaded: list[Any], extras: list[Any]
-) -> Any:
-    from launcher.train import engine, trainable
+def _engine(context: Context, plan: StagePlan, parts: list[Part], built: list[_Built]) -> Any:
+    from launcher.train import adapters, engine, trainable
     from launcher.train.parts import Parts, share_trunk
 
-    main = parts[-1]
-    for i, part in enumerate(parts[:-1]):
-        if _is_same_head(part, main):
-            loaded[i], extras[i] = loaded[-1], extras[-1]
-    share_trunk(loaded)
+    models, extras = [each.model for each in built], [each.extra for each in built]
+    share_trunk(models)
+    # Only now: of what was loaded, one trunk is left. What any stage freezes of it does not move.
+    for part, each in zip(parts, built, strict=True):
+        trainable.freeze(each.model, part.asked)
+    for part, each in zip(parts, built, strict=True):
+        if part.asked.trainable.lora is not None and not adapters.is_adapted(each.model):
+            adapters.add(each.model, part.asked, each.drawn)
     groups = [
         group
-        for part, model, extra in zip(parts, loaded, extras, strict=True)
-        for group in trainable.groups(model, extra, part.asked)
+        for part, each in zip(parts, built, strict=True)
+        for group in trainable.groups(each.model, each.extra, part.asked)
     ]
     return engine.Engine(
-        Parts([part.task for part in parts], loaded, extras),
+        Parts([part.task for part in parts], models, extras),
         trainable.merged(groups),
         plan,
         weights=[part.asked.weight if len(parts) > 1 else 1.0 for part in parts],
-        seed=main.asked.seed,
+        seed=parts[-1].asked.seed,
         device=context.device,
     )
 

@@ -66,14 +66,6 @@ def grow(model: Model, auto_model: str, directory: Path, vocabulary: int) -> Non
     loaded.save_pretrained(directory)
 
 
-def pad_token_id(tokenizer: Any) -> int:
-    """The id to pad with; its positions are masked, so models without one can use any."""
-    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if candidate is not None:
-            return int(candidate)
-    return 0
-
-
 def initialise(model: Model, auto_model: str, directory: Path, vocabulary: int) -> None:
     """Build a model from `model.config` at random, once, and save it into `directory`.
 

@@ -88,6 +88,7 @@ def _train_rank(rank: int, num_workers: int, port: int, setup: dict, cases: list
     from launcher.data import feed
     from launcher.data.split import Split
     from launcher.data.store import Store
+    from launcher.tasks import base
     from launcher.train import engine, export, model, trainable
     from launcher.train.parts import Parts
 
@@ -123,7 +124,7 @@ def _train_rank(rank: int, num_workers: int, port: int, setup: dict, cases: list
             seed=3,
             device=torch.device("cpu"),
         )
-        pad = model.pad_token_id(tokenizer)
+        pad = base.padding_id(tokenizer)
         batches = _feed(recipe, prepared, plan, rank, pad)
         steps = [trainer.step((batches.step(n),), plan.schedule.lr(n)) for n in range(1, STEPS + 1)]
         # A forward without a backward, then the export: what DeepSpeed fetched ahead must not be in the way.

@@ -86,7 +86,13 @@ class World:
         return ranks.case(name, what, stage, self.recipe(*stages, **keys), self.folder)
 
     def cases(self) -> list[ranks.Case]:
-        return [*self.of_joint(), *self.of_moved(), *self.of_heads(), *self.of_models()]
+        return [
+            *self.of_joint(),
+            *self.of_moved(),
+            *self.of_moved_jointly(),
+            *self.of_heads(),
+            *self.of_models(),
+        ]
 
     def of_joint(self) -> list[ranks.Case]:
         # Three rounds of the second, one of the first: two fillers on each rank.
@@ -112,6 +118,21 @@ class World:
             self.case(f"{name}-{n}", "exported" if name == "lora" else "moved", n, self.stage(labels, **keys))
             for name, stages, keys in wanted
             for n in stages
+        ]
+
+    def of_moved_jointly(self) -> list[ranks.Case]:
+        first = self.stage(["bad", "good"], name="first")
+        frozen = {"freeze": ["embeddings", r"layer\.0\."]}
+        return [
+            self.case(
+                f"jointly-{name}-{n}",
+                "moved",
+                n,
+                first,
+                self.stage(["A", "B", "C"], trainable=trainable),
+                transfer="joint",
+            )
+            for name, n, trainable in (("frozen", 0, frozen), ("frozen", 3, frozen), ("lora", 2, ADAPTED))
         ]
 
     def of_heads(self) -> list[ranks.Case]:
@@ -309,6 +330,13 @@ FREEZING = [
     "head-1",
     "head-2",
 ]
+
+
+@pytest.mark.parametrize("name", ["jointly-frozen-0", "jointly-frozen-3", "jointly-lora-2"])
+def test_what_the_main_stage_freezes_of_the_shared_trunk_stays_still(found: dict, name: str) -> None:
+    before, *_, after = found[name]["snapshots"]
+    free = FREE[name.split("-")[1]]
+    assert parameters_that_moved(before, after) == {n for n in before if free(n)}
 
 
 @pytest.mark.parametrize("name", [*FREEZING, "lora-2", "lora-3"])
