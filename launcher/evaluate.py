@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from launcher import finished, storage, tasks
+from launcher import exact, finished, storage, tasks
 from launcher import recipe as recipes
 from launcher.errors import BadInput, LauncherError
 from launcher.finished import Finished
@@ -103,17 +103,17 @@ def _plan(asked: Recipe, model_facts: ModelFacts, ds_config: dict[str, Any]) -> 
 
 def _words(stage: Finished) -> list[str]:
     """Return the label words by the export's config."""
-    named = sizes.read_config(stage.export).get("id2label")
-    if named is None:  # A config leaves out what is the default.
-        return ["LABEL_0", "LABEL_1"]
-    return [named[number] for number in sorted(named, key=int)]
+    from launcher.train import heads
+
+    # A config leaves out what is the default.
+    return heads.labels_of(str(stage.export)) or ["LABEL_0", "LABEL_1"]
 
 
 def _stores(asked: Recipe, model_facts: ModelFacts, words: list[str], folder: str) -> list[Path]:
     """Make the token stores of the data to evaluate on."""
     from launcher import prepare
     from launcher.describe import describe
-    from launcher.preparation import Inline, Preparation
+    from launcher.preparation import make_all
 
     described = describe(recipes.dump(asked), model_facts, folder)
     if isinstance(described, LauncherError):
@@ -123,12 +123,7 @@ def _stores(asked: Recipe, model_facts: ModelFacts, words: list[str], folder: st
         # Settled by the run: the rows here may lack a label, and names in the recipe's data.labels would
         # give another meaning to labels that are numbers.
         storage.write_json(Path(jobs[0].labels_from) / prepare.LABELS, words)
-    preparation = Preparation(jobs, Inline())
-    preparation.start()
-    try:
-        preparation.wait_for(jobs)
-    finally:
-        preparation.close()
+    make_all(jobs)
     return [Path(job.directory) for job in jobs]
 
 
@@ -155,9 +150,8 @@ def _run(
             tensors = {k: torch.as_tensor(v).to(model.device) for k, v in batch.features.items()}
             outputs = task.outputs(model, extra, tensors)
             generated = task.generate(model, tensors, synced=False) if task.generates else None
-            sums = task.measure(outputs, tensors, task.loss(outputs, tensors), generated).double()
-            # As in the run: so that the sum does not depend on the order.
-            sums = (sums * 2**20).round() / 2**20
+            # Rounded as in the run.
+            sums = exact.rounded(task.measure(outputs, tensors, task.loss(outputs, tensors), generated))
             total = sums if total is None else total + sums
             if keep_answers:
                 own = task.answers(outputs, tensors, generated)

@@ -12,7 +12,7 @@ from launcher.data.order import BLOCKS_PER_WINDOW
 from launcher.describe import Described, describe, digest
 from launcher.errors import LauncherError
 from launcher.plan.plan import ModelFacts, SplitFacts, StageFacts
-from launcher.preparation import Inline, Preparation
+from launcher.preparation import make_all
 from launcher.prepare import StoreJob
 from launcher.recipe import Recipe, in_tokens
 
@@ -43,12 +43,7 @@ def prepare_all(
     described = describe(recipe_tree, model_facts, folder, chunk_bytes)
     if isinstance(described, LauncherError):
         raise described
-    preparation = Preparation(described.jobs, Inline())
-    preparation.start()
-    try:
-        preparation.wait_for(described.jobs)
-    finally:
-        preparation.close()
+    make_all(described.jobs)
     return Prepared(facts(recipes.parse(recipe_tree), described), described.model_directory)
 
 

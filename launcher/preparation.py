@@ -162,6 +162,20 @@ class Preparation:
             storage.write_json(self._at / store.ERROR, {"message": str(error)})
 
 
+def make_all(jobs: Sequence[StoreJob], executor: Executor | None = None) -> None:
+    """Make stores and wait for all of them; by default in this process, one chunk after another.
+
+    Raises:
+        LauncherError: the data cannot be used.
+    """
+    preparation = Preparation(jobs, executor or Inline())
+    preparation.start()
+    try:
+        preparation.wait_for(jobs)
+    finally:
+        preparation.close()
+
+
 class _Making:
     """One store and how far it is."""
 

@@ -107,7 +107,7 @@ class Slow(preparation.Inline):
             log.write(f"{args[1]}\\n")
         return handle
 
-facts.Inline = Slow
+preparation.Inline = Slow
 prepared = facts.prepare_all(json.loads(sys.argv[1]), ModelFacts(max_positions=64), sys.argv[2], 4096)
 print(prepared.facts[0].train.num_samples)
 """

@@ -15,7 +15,7 @@ from launcher import recipe as recipes
 from launcher import storage
 from launcher.describe import Described, describe
 from launcher.plan.plan import ModelFacts
-from launcher.preparation import Preparation
+from launcher.preparation import Preparation, make_all
 from launcher.tasks import chat
 
 MAX_LENGTH = 2048  # so that hardly a row is cut: all ways do the same work
@@ -229,12 +229,7 @@ def _ours_on_ray(case: Case, model: Path, folder: Path) -> float:
 
     def work() -> int:
         jobs = _described(case, model, store).jobs
-        preparation = Preparation(jobs, OnRay())
-        preparation.start()
-        try:
-            preparation.wait_for(jobs)
-        finally:
-            preparation.close()
+        make_all(jobs, OnRay())
         meta = read_meta(Path(jobs[0].directory)) or {}
         return int(meta["counts"]["num_tokens"])
 

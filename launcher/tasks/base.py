@@ -188,10 +188,19 @@ class Plain:
     """What most tasks have in common; a task inherits it and overrides what is different."""
 
     is_better_high = True
+    label_column: str | None = None
     has_eval_features = False
     for_eval = False
     is_grouped = False
     generates = False
+
+    def labels(self, rows: "Iterable[Rows]") -> tuple[str, ...]:
+        """See `Task.labels`: none."""
+        return ()
+
+    def model_options(self, labels: tuple[str, ...]) -> dict[str, Any]:
+        """See `Task.model_options`: the head is the model's own."""
+        return {}
 
     def extra(self, labels: tuple[str, ...]) -> "Module | None":
         """See `Task.extra`: none."""
@@ -227,6 +236,15 @@ class Plain:
 def model_inputs(batch: "dict[str, Tensor]") -> "dict[str, Tensor]":
     """Return of a batch what is the model's; the labels and names that begin with `_` are the task's."""
     return {k: v for k, v in batch.items() if k != "labels" and not k.startswith("_")}
+
+
+def label_options(labels: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of a config that name a head's labels."""
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {word: i for i, word in enumerate(labels)},
+    }
 
 
 def to_bytes(texts: Sequence[str]) -> Ragged:

@@ -1,7 +1,7 @@
 """Causal language modelling: conversations, instructions or plain text, token by token."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +29,6 @@ class CausalLM(base.Plain):
     auto_model = "AutoModelForCausalLM"
     metric = "loss"
     is_better_high = False
-    label_column = None
     loss_unit = "token"
 
     def __init__(self, stage: Stage) -> None:
@@ -58,10 +57,6 @@ class CausalLM(base.Plain):
             names += [context] if context else []
         return names
 
-    def labels(self, rows: "Iterable[Rows]") -> tuple[str, ...]:
-        """Return nothing: there are no label words."""
-        return ()
-
     def set_tokenizer(self, tokenizer: Any, max_length: int) -> None:
         """Take the tokenizer, and give it the chat template used, so that an export carries it."""
         tokens.settle(tokenizer)
@@ -76,10 +71,6 @@ class CausalLM(base.Plain):
         if layout == "text":
             return self._plain(rows, base.column(self.stage, "text", present), reject)
         return self._chat(rows, self._talks(rows, layout, present, reject), reject)
-
-    def model_options(self, labels: tuple[str, ...]) -> dict[str, Any]:
-        """See `Task.model_options`."""
-        return {}
 
     def check_config(self, config: Any) -> None:
         """Refuse the config of an encoder-decoder model.

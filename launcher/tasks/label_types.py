@@ -29,12 +29,7 @@ class _Words:
         self.words: tuple[str, ...] = ()
 
     def options(self, problem: str) -> dict[str, Any]:
-        return {
-            "num_labels": len(self.words),
-            "id2label": dict(enumerate(self.words)),
-            "label2id": {word: i for i, word in enumerate(self.words)},
-            "problem_type": problem,
-        }
+        return {**base.label_options(self.words), "problem_type": problem}
 
     def labels_in(self, values: Sequence[Any]) -> list[str | int]:
         """Return the labels in a column's values, which may be lists of them."""

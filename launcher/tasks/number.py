@@ -8,14 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from launcher import exact
 from launcher.errors import DataError
 from launcher.recipe import Stage
 from launcher.tasks import base, label_types
 
 if TYPE_CHECKING:
     from launcher.data.source import Rows
-
-_FINE = 2.0**20
 
 
 class Number:
@@ -67,12 +66,12 @@ class Number:
         error = x - y
         columns = torch.stack([x, y, x * x, y * y, x * y, error.abs(), error * error, torch.ones_like(x)])
         sums = columns.sum(1)
-        coarse = (sums * _FINE).round() / _FINE
-        return torch.cat([coarse, (sums - coarse) * _FINE])
+        coarse = exact.rounded(sums)
+        return torch.cat([coarse, (sums - coarse) * exact.FRACTION])
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
         """Return mse, mae and pearson (0 where one side does not vary)."""
-        x, y, xx, yy, xy, absolute, squared, count = (sums[:8] + sums[8:] / _FINE).tolist()
+        x, y, xx, yy, xy, absolute, squared, count = (sums[:8] + sums[8:] / exact.FRACTION).tolist()
         if count == 0:
             return dict.fromkeys(("mse", "mae", "pearson"), math.nan)
         of_x, of_y = count * xx - x * x, count * yy - y * y

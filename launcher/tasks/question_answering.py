@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from launcher import exact
 from launcher.errors import DataError
 from launcher.recipe import Stage
 from launcher.tasks import base, squad, tokens, windows
@@ -21,7 +22,6 @@ _NO_ROOM = (
     "the question leaves no room for the context within {} tokens: shorten it, or give a larger max_length"
 )
 _WINDOWS_AT_ONCE = 16
-_FRACTION = 1 << 20
 _SHOWN = 60
 
 
@@ -31,7 +31,6 @@ class QuestionAnswering(base.Plain):
     auto_model = "AutoModelForQuestionAnswering"
     metric = "f1"
     loss_unit = "sample"
-    label_column: str | None = None
     has_eval_features = True
     is_grouped = True
     one_sample_per_row = False
@@ -47,10 +46,6 @@ class QuestionAnswering(base.Plain):
         name = base.optional_column(self.stage, "id", present)
         needed = [base.column(self.stage, c, present) for c in ("question", "context", "answers")]
         return [*([name] if name else []), *needed]
-
-    def labels(self, rows: "Iterable[Rows]") -> tuple[str, ...]:
-        """See `Task.labels`: none."""
-        return ()
 
     def set_tokenizer(self, tokenizer: Any, max_length: int) -> None:
         """See `Task.set_tokenizer`."""
@@ -189,9 +184,8 @@ class QuestionAnswering(base.Plain):
         that have an answer; the loss sum; the number of windows."""
         sums = np.zeros(6)
         for _, prediction, golds in self._judged(outputs, batch):
-            exact, f1 = squad.scores(prediction, golds)
             # Rounded here, not as a batch's sum, so that the sum of all is the same however they are dealt.
-            one = np.array([exact, round(f1 * _FRACTION) / _FRACTION, 1.0])
+            one = exact.rounded(np.array([*squad.scores(prediction, golds), 1.0]))
             sums += np.concatenate([one, one if golds else np.zeros(3)])
         count = (batch["labels"][:, 0] != base.IGNORED).sum().double()
         counts = torch.from_numpy(sums).to(count.device)
@@ -200,11 +194,11 @@ class QuestionAnswering(base.Plain):
     def metrics(self, sums: Tensor) -> dict[str, float]:
         """Return exact_match and f1 (0 to 100) and loss; where questions may have no answer, also those
         of the ones with an answer and of the ones without."""
-        exact, f1, count, exact_some, f1_some, count_some, loss, num_windows = sums.tolist()
-        found = {"exact_match": _percent(exact, count), "f1": _percent(f1, count)}
+        same, f1, count, same_some, f1_some, count_some, loss, num_windows = sums.tolist()
+        found = {"exact_match": _percent(same, count), "f1": _percent(f1, count)}
         found["loss"] = loss / num_windows if num_windows else math.nan
         if self.stage.answers.unanswerable:
-            found["exact_match_answerable"] = _percent(exact_some, count_some)
+            found["exact_match_answerable"] = _percent(same_some, count_some)
             found["f1_answerable"] = _percent(f1_some, count_some)
             found["f1_unanswerable"] = _percent(f1 - f1_some, count - count_some)
         return found
@@ -268,7 +262,7 @@ class QuestionAnswering(base.Plain):
             raise DataError(f'question "{_short(question)}": {_NO_ROOM.format(longest)}')
         made = windows.cut(tokenizer, questions, contexts, rooms, longest, self.stage.answers.stride)
         logits = _run(self, model, tokenizer, made)
-        offsets = windows.rectangle(made.characters + 1, made.lengths, 0)
+        offsets = torch.from_numpy(tokens.rectangle(made.characters + 1, made.lengths, 0))
         firsts = np.searchsorted(made.owners, np.arange(len(lines))).tolist()
         return self._chosen(logits, offsets, torch.from_numpy(made.cls), firsts, contexts)
 
@@ -278,7 +272,7 @@ def _run(task: QuestionAnswering, model: Any, tokenizer: Any, made: windows.Wind
     width = max(1, int(made.lengths.max(initial=0)))
     fills = {"input_ids": base.padding_id(tokenizer)}
     batch = {
-        name: windows.rectangle(values, lengths, fills.get(name, 0))
+        name: torch.from_numpy(tokens.rectangle(values, lengths, fills.get(name, 0)))
         for name, (values, lengths) in made.ragged.items()
     }
     lengths = torch.from_numpy(made.lengths)

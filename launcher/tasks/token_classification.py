@@ -83,11 +83,7 @@ class TokenClassification(base.Plain):
     def model_options(self, labels: tuple[str, ...]) -> dict[str, Any]:
         """See `Task.model_options`."""
         self.words = labels
-        return {
-            "num_labels": len(labels),
-            "id2label": dict(enumerate(labels)),
-            "label2id": {word: i for i, word in enumerate(labels)},
-        }
+        return base.label_options(labels)
 
     def extra(self, labels: tuple[str, ...]) -> "crf.LinearChainCRF | None":
         """See `Task.extra`: the CRF, where the head is one."""
@@ -259,20 +255,19 @@ class TokenClassification(base.Plain):
         sentences = [[mark + word for word in words] for words in sentences]
         encodings = backend.encode_batch(sentences, is_pretokenized=True)
         full = np.fromiter(map(len, encodings), dtype=np.int64, count=len(encodings))
-        for i in np.flatnonzero(full > limit).tolist():
-            backend.enable_truncation(limit)
-            encodings[i] = backend.encode_batch([sentences[i]], is_pretokenized=True)[0]
+        too_long = np.flatnonzero(full > limit).tolist()
+        backend.enable_truncation(limit)
+        cut = backend.encode_batch([sentences[i] for i in too_long], is_pretokenized=True)
         backend.no_truncation()
+        for i, encoding in zip(too_long, cut, strict=True):
+            encodings[i] = encoding
         begins = self._begins() if is_whole else None
         marked = [_marked(encoding, own, begins) for encoding, own in zip(encodings, numbers, strict=True)]
         counts = np.array([np.count_nonzero(own != base.IGNORED) for own in marked], dtype=np.int32)
         kept = [i for i, n in enumerate(counts.tolist()) if n]
-        lengths = np.array([len(marked[i]) for i in kept], dtype=np.int64)
-        dtype = np.uint16 if len(self.tokenizer) <= 1 << 16 else np.int32
-        ragged = {
-            "input_ids": (_joined([encodings[i].ids for i in kept], dtype), lengths),
-            "labels": (_joined([marked[i] for i in kept], np.int32), lengths),
-        }
+        ids, lengths = tokens.ids_of(self.tokenizer, [encodings[i] for i in kept])
+        labels = _joined([marked[i] for i in kept], np.int32)
+        ragged = {"input_ids": (ids, lengths), "labels": (labels, lengths)}
         if "token_type_ids" in self.tokenizer.model_input_names:
             ragged["token_type_ids"] = (_joined([encodings[i].type_ids for i in kept], np.uint8), lengths)
         lost = np.maximum(full - limit, 0)[kept]

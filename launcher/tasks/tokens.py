@@ -38,7 +38,7 @@ def encode(tokenizer: Any, texts: list[str], *, add_special_tokens: bool) -> Rag
     """Return the ids of texts: uint16 if every id of the tokenizer fits, else int32."""
     # Without offsets it takes a fifth less time.
     backend = tokenizer.backend_tokenizer
-    return _ids(tokenizer, backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens))
+    return ids_of(tokenizer, backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens))
 
 
 def encode_spans(
@@ -57,7 +57,7 @@ def encode_spans(
     """
     backend = tokenizer.backend_tokenizer
     encodings = backend.encode_batch(texts, add_special_tokens=add_special_tokens)
-    ids, lengths = _ids(tokenizer, encodings)
+    ids, lengths = ids_of(tokenizer, encodings)
     firsts = (np.cumsum(lengths) - lengths).tolist()
     places = [
         first + first_token(encoding, edge)
@@ -81,7 +81,7 @@ def encode_cut(tokenizer: Any, texts: list[str], pairs: list[str] | None, max_le
     finally:
         # What stays switched on would be exported with the tokenizer.
         backend.no_truncation()
-    ids, lengths = _ids(tokenizer, encodings)
+    ids, lengths = ids_of(tokenizer, encodings)
     ragged = {"input_ids": (ids, lengths)}
     if "token_type_ids" in tokenizer.model_input_names:
         types = array("B")
@@ -97,6 +97,14 @@ def encode_cut(tokenizer: Any, texts: list[str], pairs: list[str] | None, max_le
         # The overflow of a pair repeats tokens, so it cannot tell how many there are.
         lost[cut] = _lengths(backend.encode_batch_fast([inputs[i] for i in cut])) - lengths[cut]
     return Cut(ragged, lost)
+
+
+def rectangle(values: np.ndarray, lengths: np.ndarray, fill: int) -> np.ndarray:
+    """Return sequences that lie one after another as an int64 rectangle, at least one wide."""
+    inside = np.arange(max(1, int(lengths.max(initial=0)))) < lengths[:, None]
+    padded = np.full((*inside.shape, *values.shape[1:]), fill, dtype=np.int64)
+    padded[inside] = values
+    return padded
 
 
 def first_token(encoding: Any, character: int) -> int:
@@ -149,7 +157,8 @@ def windows(lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     return cut, owners
 
 
-def _ids(tokenizer: Any, encodings: list[Any]) -> Ragged:
+def ids_of(tokenizer: Any, encodings: list[Any]) -> Ragged:
+    """Return the ids of encodings: uint16 if every id of the tokenizer fits, else int32."""
     flat = array("H" if len(tokenizer) <= _UINT16_IDS else "i")
     # `fromlist` is the quickest way out of the lists that the Rust side makes: 3 % of the encoding itself.
     for encoding in encodings:

@@ -1,7 +1,7 @@
 """Translation: a text becomes another text, by an encoder-decoder model."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +25,6 @@ class Translation(base.Plain):
     auto_model = "AutoModelForSeq2SeqLM"
     metric = "bleu"
     loss_unit = "token"
-    label_column = None
     one_sample_per_row = True
     has_eval_features = True
     generates = True
@@ -39,10 +38,6 @@ class Translation(base.Plain):
         """See `Task.columns`."""
         base.check_mapping(self.stage, ("source", "target"))
         return [base.column(self.stage, name, present) for name in ("source", "target")]
-
-    def labels(self, rows: "Iterable[Rows]") -> tuple[str, ...]:
-        """Return nothing: there are no label words."""
-        return ()
 
     def set_tokenizer(self, tokenizer: Any, max_length: int) -> None:
         """See `Task.set_tokenizer`.
@@ -83,10 +78,6 @@ class Translation(base.Plain):
             num_cut=int(np.count_nonzero(all_lost)),
             num_cut_tokens=int(all_lost.sum()),
         )
-
-    def model_options(self, labels: tuple[str, ...]) -> dict[str, Any]:
-        """See `Task.model_options`."""
-        return {}
 
     def check_config(self, config: Any) -> None:
         """Refuse the config of a model that cannot translate, or that does not fit the tokenizer.
@@ -192,10 +183,9 @@ class Translation(base.Plain):
         if not asked:
             return answers
         lengths = lengths[lengths > 0]
-        mask = np.arange(lengths.max()) < lengths[:, None]
-        rows = np.full(mask.shape, base.padding_id(tokenizer), dtype=np.int64)
-        rows[mask] = ids
-        inputs = (torch.from_numpy(part).to(model.device) for part in (rows, mask.astype(np.int64)))
+        rows = tokens.rectangle(ids, lengths, base.padding_id(tokenizer))
+        mask = tokens.rectangle(np.ones_like(ids), lengths, 0)
+        inputs = (torch.from_numpy(part).to(model.device) for part in (rows, mask))
         generated = self._generate(model, *inputs, tokenizer, synced=False)
         for i, text in zip(asked, generation.decoded(tokenizer, generated), strict=True):
             answers[i] = text

@@ -104,7 +104,7 @@ def cut(
 
 def _as_arrays(tokenizer: Any, encodings: list[Any], owners: np.ndarray) -> Windows:
     chain = itertools.chain.from_iterable
-    ids, lengths = tokens._ids(tokenizer, encodings)
+    ids, lengths = tokens.ids_of(tokenizer, encodings)
     ragged = {"input_ids": (ids, lengths)}
     if "token_type_ids" in tokenizer.model_input_names:
         types = np.fromiter(chain(e.type_ids for e in encodings), dtype=np.uint8, count=len(ids))
@@ -175,12 +175,3 @@ def text_between(context: str, start: int, end: int) -> str:
     while end < len(context) and unicodedata.category(context[end]).startswith("M"):
         end += 1
     return context[start:end].strip()
-
-
-def rectangle(values: np.ndarray, lengths: np.ndarray, fill: int) -> Tensor:
-    """Return sequences that lie one after another as a rectangle."""
-    width = max(1, int(lengths.max(initial=0)))
-    inside = np.arange(width) < lengths[:, None]
-    padded = np.full((*inside.shape, *values.shape[1:]), fill, dtype=np.int64)
-    padded[inside] = values
-    return torch.from_numpy(padded)

@@ -81,10 +81,10 @@ def merged_value(parameter: nn.Parameter, layer: Any) -> torch.Tensor:
     return value if layer is None else value + layer.get_delta_weight(NAME).detach().float()
 
 
-def adapter_tensors(model: Any) -> list[tuple[str, str, nn.Parameter]]:
-    """Return (peft's name, own name, parameter) of all that an adapter directory holds."""
+def adapter_tensors(model: Any) -> list[tuple[str, nn.Parameter]]:
+    """Return (peft's name, parameter) of all that an adapter directory holds."""
     return [
-        ("base_model.model." + name.replace(f".{NAME}.", "."), name, parameter)
+        ("base_model.model." + name.replace(f".{NAME}.", "."), parameter)
         for name, parameter in model.named_parameters()
         if ".lora_" in name or parameter.requires_grad
     ]

@@ -10,6 +10,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
+from launcher import exact
 from launcher.errors import DsConfigError
 from launcher.plan.plan import StagePlan
 from launcher.train import packed
@@ -29,11 +30,6 @@ class StepResult:
     gradient_norm: float
     learning_rate: float
     save_wanted: bool
-
-
-def to_exact(sums: torch.Tensor) -> torch.Tensor:
-    """Round to multiples of 2^-20: float64 adds such numbers up exactly, in whatever order ranks do."""
-    return (sums.double() * 2**20).round() / 2**20
 
 
 class Engine:
@@ -157,7 +153,7 @@ class Engine:
             tensors = self._tensors(batch)
             outputs = self._outputs(part, tensors)
             loss = task.loss(outputs, tensors)
-            sums = to_exact(task.measure(outputs, tensors, loss, self._generated(part, tensors)))
+            sums = exact.rounded(task.measure(outputs, tensors, loss, self._generated(part, tensors)))
             total = sums if total is None else total + sums
         assert total is not None, "an eval split has at least one batch on every rank"
         total = total.to(self._told_device())

@@ -59,10 +59,10 @@ def write(module: Any, tokenizer: Any, directory: Path, dtype: torch.dtype) -> N
 def write_adapter(module: Any, stage: Stage, base: str, directory: Path, dtype: torch.dtype) -> None:
     """Write the adapters and the head as a directory for peft; every rank must call it."""
     is_writer, tensors = dist.get_rank() == 0, {}
-    for peft_name, _, parameter in adapters.adapter_tensors(module):
+    for name, parameter in adapters.adapter_tensors(module):
         with models.gathered([parameter]):
             if is_writer:
-                tensors[peft_name] = parameter.detach().to("cpu", dtype, copy=True).contiguous()
+                tensors[name] = parameter.detach().to("cpu", dtype, copy=True).contiguous()
     if is_writer:
         with storage.new_directory(directory) as aside:
             save_file(tensors, str(aside / "adapter_model.safetensors"), metadata={"format": "pt"})

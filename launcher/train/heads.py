@@ -1,6 +1,5 @@
 """A head that starts from another one: kept whole, or matched by the names of its labels."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +8,7 @@ import torch
 from safetensors import safe_open
 
 from launcher.errors import ModelError, nearest
+from launcher.plan import sizes
 
 if TYPE_CHECKING:
     from launcher.train.model import HeadStart
@@ -27,10 +27,9 @@ def check_labels(directory: str, options: dict[str, Any], stage: str) -> None:
 
 def labels_of(directory: str) -> list[str]:
     """Return the label words of a model directory, by their numbers; empty if its config names none."""
-    path = Path(directory) / "config.json"
-    if not path.is_file():
+    if not (Path(directory) / "config.json").is_file():
         return []  # A hub id: transformers will tell what does not fit.
-    table = json.loads(path.read_text(encoding="utf-8")).get("id2label") or {}
+    table = sizes.read_config(Path(directory)).get("id2label") or {}
     return [table[key] for key in sorted(table, key=int)]
 
 

@@ -1,6 +1,7 @@
 import itertools
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -311,24 +312,32 @@ def test_an_unfinished_store_gives_the_same_batches_as_the_whole_one(tmp_path: P
                 )
 
 
-@pytest.mark.parametrize("num_workers", [1, 2, 3, 4])
-@pytest.mark.parametrize(("micro_batch", "budget"), [(1, None), (4, None), (64, None), (4, 40)])
-def test_evaluation_sees_each_sample_once(
-    made: Path, num_workers: int, micro_batch: int, budget: int | None
-) -> None:
-    ranks: list[list[MicroBatch]] = [
+def evaluated(
+    store: Path, num_workers: int, micro_batch: int, budget: int | None, **more: Any
+) -> list[list[MicroBatch]]:
+    """Every rank's micro-batches of an evaluation."""
+    return [
         list(
             eval_batches(
-                [Store(made)],
+                [Store(store)],
                 micro_batch=micro_batch,
                 budget_tokens=budget,
                 num_workers=num_workers,
                 rank=rank,
                 pad_token_id=PAD,
+                **more,
             )
         )
         for rank in range(num_workers)
     ]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 4])
+@pytest.mark.parametrize(("micro_batch", "budget"), [(1, None), (4, None), (64, None), (4, 40)])
+def test_evaluation_sees_each_sample_once(
+    made: Path, num_workers: int, micro_batch: int, budget: int | None
+) -> None:
+    ranks = evaluated(made, num_workers, micro_batch, budget)
     assert len({len(rank) for rank in ranks}) == 1
     seen = [name for rank in ranks for micro in rank for name in names(micro.samples)]
     assert sorted(seen) == list(range(NUM_SAMPLES))
@@ -419,20 +428,7 @@ def test_evaluation_keeps_the_samples_of_a_row_together(
     # Blocks that end and begin with rows of one number; a row that is larger than a micro-batch.
     sizes = [[1, 3, 9, 1], [2], [4, 1, 1, 2, 5], [6], [1]]
     groups = [group for block in rows_in_windows(tmp_path, sizes) for group in block]
-    ranks = [
-        list(
-            eval_batches(
-                [Store(tmp_path)],
-                micro_batch=micro_batch,
-                budget_tokens=budget,
-                num_workers=num_workers,
-                rank=rank,
-                pad_token_id=PAD,
-                grouped=True,
-            )
-        )
-        for rank in range(num_workers)
-    ]
+    ranks = evaluated(tmp_path, num_workers, micro_batch, budget, grouped=True)
     assert len({len(rank) for rank in ranks}) == 1
     row_of = {name: i for i, group in enumerate(groups) for name in group}
     in_order: dict[int, list[int]] = {}

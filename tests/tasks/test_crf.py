@@ -123,28 +123,16 @@ def test_matching_takes_over_what_has_the_same_name() -> None:
 
 
 def test_the_lines_in_the_export_decode_as_we_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from transformers import BertConfig, BertForTokenClassification
-
     from launcher import recipe as recipes
+    from launcher.tasks import base
     from launcher.tasks.token_classification import TokenClassification
-    from tests.tasks.words import word_piece
+    from tests.tasks.words import tagger, word_piece
 
     labels = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
     words = "Angela Merkel was born in Hamburg".split()
     tokenizer = word_piece(tmp_path, [" ".join(words), "a few more words to learn from"])
     torch.manual_seed(1)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        num_labels=5,
-        id2label=dict(enumerate(labels)),
-        label2id={word: i for i, word in enumerate(labels)},
-        initializer_range=1.0,
-    )
-    model = BertForTokenClassification(config).eval()
+    model = tagger(tokenizer, base.label_options(labels), initializer_range=1.0).eval()
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     data = {"train": "x.jsonl"}

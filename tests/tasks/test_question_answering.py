@@ -4,7 +4,6 @@ import importlib.util
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +17,8 @@ from launcher.data.feed import eval_batches
 from launcher.errors import DataError
 from tests.conftest import SHARED_DATA, make_tokenizer
 from tests.data import stores
+from tests.tasks import texts
+from tests.tasks.texts import refuse
 
 PAIRS = [
     ("Wie heißt die Stadt?", "Die Stadt am Rhein heißt Köln, nicht Düsseldorf.", "Köln"),
@@ -35,19 +36,11 @@ PAIRS = [
 
 
 @dataclass
-class Rows:
-    columns: dict[str, list[Any]]
+class Rows(texts.Rows):
     numbers: list[int] = field(default_factory=list)
 
     def __post_init__(self):
         self.numbers = self.numbers or list(range(len(self.columns["question"])))
-
-    def where(self, i: int) -> str:
-        return f"a.jsonl, row {i + 1}"
-
-
-def refuse(where, reason):
-    raise DataError(f"{where}: {reason}")
 
 
 def rows_of(pairs, **more):

@@ -15,7 +15,7 @@ from launcher.data.source import Rows
 from launcher.errors import DataError
 from launcher.tasks import tags
 from launcher.tasks.token_classification import TokenClassification
-from tests.tasks.words import word_piece
+from tests.tasks.words import tagger, word_piece
 
 LABELS = ("O", "B-LOC", "B-PER", "I-LOC", "I-PER")
 WORDS = ["unbelievable", "Hamburg", "is", "a", "cityscape", "of", "Angela", "Merkel"]
@@ -163,18 +163,8 @@ def test_what_may_follow_what() -> None:
 
 
 def test_words_without_a_token_keep_their_place(tokenizer) -> None:
-    from transformers import BertConfig, BertForTokenClassification
-
     task = _task(tokenizer)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-    )
-    config.update(task.model_options(LABELS))
-    model = BertForTokenClassification(config).eval()
+    model = tagger(tokenizer, task.model_options(LABELS)).eval()
     with torch.no_grad():
         model.classifier.weight.zero_()
         model.classifier.bias.copy_(torch.tensor([0.0, 1, 0, 0, 0]))
@@ -217,21 +207,10 @@ def test_byte_level_words_begin_with_a_space(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("head", ["linear", "crf"])
 def test_a_toy_rule_is_learnt_and_predicted(tokenizer, head: str) -> None:
-    from transformers import BertConfig, BertForTokenClassification
-
     torch.manual_seed(0)
     draw = random.Random(0)
     task = _task(tokenizer, head=head)
-    options = task.model_options(LABELS)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
-    config.update(options)
-    model, extra = BertForTokenClassification(config), task.extra(LABELS)
+    model, extra = tagger(tokenizer, task.model_options(LABELS), 32), task.extra(LABELS)
     rule = {"Hamburg": "B-LOC", "Angela": "B-PER", "Merkel": "I-PER"}
     sentences = []
     for _ in range(32):
