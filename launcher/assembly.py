@@ -142,7 +142,7 @@ def _built(context: Context, part: Part, start: str, origin: str | None, kind: s
 
 
 def _engine(context: Context, plan: StagePlan, parts: list[Part], built: list[_Built]) -> Any:
-    from launcher.train import adapters, engine, trainable
+    from launcher.train import adapters, engine, recompute, trainable
     from launcher.train.parts import Parts, share_trunk
 
     models, extras = [each.model for each in built], [each.extra for each in built]
@@ -153,6 +153,8 @@ def _engine(context: Context, plan: StagePlan, parts: list[Part], built: list[_B
     for part, each in zip(parts, built, strict=True):
         if part.asked.trainable.lora is not None and not adapters.is_adapted(each.model):
             adapters.add(each.model, part.asked, each.drawn)
+        if plan.recomputes:
+            recompute.turn_on(each.model)
     groups = [
         group
         for part, each in zip(parts, built, strict=True)

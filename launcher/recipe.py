@@ -286,6 +286,9 @@ class Stage(Section):
     `auto`: a tenth where `epochs: auto` makes several passes over few samples, else none."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay, on matrices only: biases and norms are left out."""
+    activation_checkpointing: bool | Literal["auto"] = "auto"
+    """Keep only each layer's input, and compute its activations again in the backward: a third more work
+    for a fraction of the memory. `auto`: only where `--ds auto` needs it to fit."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's decay rates."""
     eps: float = Field(default=1e-8, gt=0)

@@ -88,6 +88,7 @@ class StagePlan:
     Attributes:
         starts_from: the stage whose model it starts with; None: the recipe's model.
         beside: stages trained in the same steps, on the same trunk; of their schedules nothing counts.
+        recomputes: whether activations are computed again in the backward.
     """
 
     name: str
@@ -104,6 +105,7 @@ class StagePlan:
     accumulation: int
     num_workers: int
     max_length: int
+    recomputes: bool
     schedule: Schedule
     ds: dict[str, Any]
 
@@ -250,6 +252,7 @@ def _stage_plan(
         accumulation=accumulation,
         num_workers=world.num_workers,
         max_length=longest,
+        recomputes=stage.activation_checkpointing is True,
         schedule=schedule,
         ds=zero.complete(ds_config, asked),
     )

@@ -149,6 +149,10 @@ class Task(Protocol):
         """Return the fp32 sum of the loss over all labels; exactly 0 with a gradient if none."""
         ...
 
+    def example(self, rows: int, length: int, num_labels: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the int64 features of a micro-batch: what the model and the loss see."""
+        ...
+
     def generate(self, model: Any, batch: "dict[str, Tensor]", *, synced: bool) -> "Tensor":
         """Return generated ids, one row a sample; called in evaluation where `generates`.
 
@@ -227,6 +231,10 @@ class Plain:
         """See `Task.outputs`: the logits."""
         logits: Tensor = model(**model_inputs(batch)).logits
         return logits
+
+    def example(self, rows: int, length: int, num_labels: int) -> dict[str, tuple[int, ...]]:
+        """See `Task.example`: one label a token."""
+        return dict.fromkeys(("input_ids", "attention_mask", "labels"), (rows, length))
 
     def generate(self, model: Any, batch: "dict[str, Tensor]", *, synced: bool) -> "Tensor":
         """See `Task.generate`."""

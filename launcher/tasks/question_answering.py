@@ -168,6 +168,10 @@ class QuestionAnswering(base.Plain):
         said = model(**base.model_inputs(batch))
         return torch.stack([said.start_logits, said.end_logits], -1)
 
+    def example(self, rows: int, length: int, num_labels: int) -> dict[str, tuple[int, ...]]:
+        """See `Task.example`: the answer's first and last token."""
+        return super().example(rows, length, num_labels) | {"labels": (rows, 2)}
+
     def loss(self, outputs: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Sum the mean of the two cross entropies; padding has no part in them."""
         logits = outputs.float()

@@ -102,6 +102,11 @@ class TextClassification(base.Plain):
         options: dict[str, Any] = self.type.model_options()
         return options
 
+    def example(self, rows: int, length: int, num_labels: int) -> dict[str, tuple[int, ...]]:
+        """See `Task.example`: one label a sample, or one for each that it may have."""
+        labels = (rows, num_labels) if self.stage.data.label_type == "multiple" else (rows,)
+        return super().example(rows, length, num_labels) | {"labels": labels}
+
     def loss(self, outputs: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Sum the label type's loss over the samples.
 

@@ -1,0 +1,182 @@
+"""What a stage will need and cost on a cluster, and whether it fits: arithmetic on what was traced."""
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Literal
+
+from launcher.plan import memory
+from launcher.plan.cluster import Cluster
+from launcher.plan.ds_memory import Sharding, sharding
+from launcher.plan.memory import Need
+from launcher.plan.plan import StagePlan
+from launcher.plan.shapes import Shapes, Trace
+
+Dtype = Literal["fp32", "bf16", "fp16"]
+DEVICE_SHARE, HOST_SHARE = 0.94, 0.9
+"""What of a device's and a host's memory can be planned with: the allocator cannot use every byte, and a host
+has other work."""
+MFU = 0.4
+"""The share of a GPU's peak that a well-fed model reaches: assumed."""
+CPU_FLOPS = 5e10
+"""Of one core: what fine-tuning reaches in fp32."""
+CPU_ADAM_BYTES_S = 2e10
+"""Bytes of optimizer states that a host updates in a second: assumed; Adam on a CPU is bound by memory."""
+PCIE_BYTES_S = 2.5e10
+NVME_BYTES_S = 5e9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """One stage on one cluster.
+
+    Attributes:
+        need: bytes by item, for each worker.
+        device_bytes, host_bytes: at the peak: of one device; of one host, for all of its workers.
+        device_room, host_room: what there is to plan with; None: unknown.
+        checkpoint_bytes: of one checkpoint, over all workers.
+        export_bytes: of the exported model.
+        sent_bytes: that each worker sends in a step, about.
+        flops: of one step, over all workers.
+        step_s: seconds of a step, about; None: unknown.
+        num_steps: of the stage.
+    """
+
+    name: str
+    need: Need
+    device_bytes: int
+    host_bytes: int
+    device_room: int | None
+    host_room: int | None
+    checkpoint_bytes: int
+    export_bytes: int
+    sent_bytes: int
+    flops: int
+    step_s: float | None
+    num_steps: int
+    tokens_per_step: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether it fits; what is unknown is taken to."""
+        return self.lacks("device") <= 0 and self.lacks("host") <= 0
+
+    def lacks(self, place: Literal["device", "host"]) -> int:
+        """Return the bytes that are missing at a place; 0 or less: none."""
+        room = self.device_room if place == "device" else self.host_room
+        used = self.device_bytes if place == "device" else self.host_bytes
+        return used - room if room is not None else 0
+
+    @property
+    def total_s(self) -> float | None:
+        """Seconds of all steps, about."""
+        return None if self.step_s is None else self.step_s * self.num_steps
+
+
+def of_stage(plan: StagePlan, shapes: Shapes, cluster: Cluster, dtype: Dtype) -> Forecast:
+    """Forecast a stage.
+
+    Args:
+        plan: of the stage, for as many workers as the cluster has.
+        shapes: of its model, traced for this micro-batch or another.
+        cluster: the machines.
+        dtype: of the weights.
+    """
+    settings, trace = sharding(plan.ds, dtype), traced(plan, shapes)
+    need = memory.of_stage(
+        shapes,
+        trace,
+        settings,
+        num_workers=plan.num_workers,
+        accumulation=plan.accumulation,
+        device=cluster.device,
+    )
+    device, host = need.peak("device")[0], need.peak("host")[0]
+    per_node = min(cluster.workers_per_node, plan.num_workers)
+    on_host = per_node * host
+    if cluster.accelerator is None:
+        # Without GPUs all of it is the host's.
+        on_host = per_node * max(need.at(phase) for phase in memory.PHASES)
+    sent = sent_bytes(shapes, settings, plan)
+    return Forecast(
+        name=plan.name,
+        need=need,
+        device_bytes=device,
+        host_bytes=on_host,
+        device_room=_room(cluster.accelerator and cluster.accelerator.memory_bytes, DEVICE_SHARE),
+        host_room=_room(cluster.host_bytes, HOST_SHARE),
+        checkpoint_bytes=_checkpoint_bytes(shapes, settings),
+        export_bytes=settings.bytes * (shapes.num_trained + shapes.num_frozen),
+        sent_bytes=sent,
+        flops=trace.flops * plan.accumulation * plan.num_workers,
+        step_s=_step_s(plan, trace, settings, shapes, cluster, dtype, sent),
+        num_steps=plan.num_steps,
+        tokens_per_step=plan.units_per_step * plan.max_length,
+    )
+
+
+def traced(plan: StagePlan, shapes: Shapes) -> Trace:
+    """Return the trace of a plan's micro-batch."""
+    trace = shapes.checkpointed if plan.recomputes and shapes.checkpointed else shapes.plain
+    return trace if trace.rows == plan.micro_batch else trace.scaled(plan.micro_batch)
+
+
+def sent_bytes(shapes: Shapes, s: Sharding, plan: StagePlan) -> int:
+    """Return the bytes that each worker sends in a step, in ring collectives.
+
+    An all-gather or a reduce-scatter of P elements sends (N-1)/N of P, an all-reduce twice that (Rajbhandari
+    et al., 2020, section 7). ZeRO-3 gathers the weights for the forward and for the backward of each
+    micro-batch, and reduces its gradients each time; ZeRO-2 reduces each time and gathers once; ZeRO-1 and
+    data parallelism reduce at the end.
+    """
+    trained, every = s.bytes * shapes.num_trained, s.bytes * (shapes.num_trained + shapes.num_frozen)
+    rounds = plan.accumulation
+    whole = {
+        0: 2 * trained,
+        1: 2 * trained,
+        2: (rounds + 1) * trained,
+        3: rounds * (2 * every + trained),
+    }[s.stage]
+    return whole * (plan.num_workers - 1) // plan.num_workers
+
+
+def _checkpoint_bytes(shapes: Shapes, s: Sharding) -> int:
+    # Under ZeRO the weights are kept besides their masters.
+    weights = s.bytes * (shapes.num_trained + shapes.num_frozen)
+    masters = 4 * shapes.num_trained if s.stage or s.bytes < 4 else 0
+    return weights + masters + 4 * s.states * shapes.num_trained
+
+
+def _room(total: int | None, share: float) -> int | None:
+    return None if total is None else int(total * share)
+
+
+def _step_s(
+    plan: StagePlan,
+    trace: Trace,
+    s: Sharding,
+    shapes: Shapes,
+    cluster: Cluster,
+    dtype: Dtype,
+    sent: int,
+) -> float | None:
+    """Seconds of a step: the longer of work and network, and what offloading adds."""
+    if cluster.accelerator is None:
+        speed, link = CPU_FLOPS, cluster.node_bandwidth
+    else:
+        peak = cluster.accelerator.tflops(dtype)
+        if peak is None:
+            return None
+        speed, link = MFU * peak * 1e12, cluster.accelerator.peer_bandwidth
+    if cluster.num_nodes > 1 and plan.num_workers > cluster.workers_per_node:
+        link = min(link, cluster.node_bandwidth / cluster.workers_per_node)
+    work = trace.flops * plan.accumulation / speed
+    moved = 0.0
+    share = ceil(shapes.num_trained / plan.num_workers)
+    if s.offload_optimizer != "none":
+        per_node = min(cluster.workers_per_node, plan.num_workers)
+        moved += 2 * s.bytes * share / PCIE_BYTES_S + 16 * share * per_node / CPU_ADAM_BYTES_S
+        if s.offload_optimizer == "nvme":
+            moved += 2 * 12 * share * per_node / NVME_BYTES_S
+    if s.offload_param != "none":
+        moved += 2 * plan.accumulation * s.bytes * share / PCIE_BYTES_S
+    return max(work, sent / link) + moved

@@ -1,0 +1,217 @@
+"""One micro-batch on the meta device: what its activations take, found without weights, data or a GPU.
+
+Operations run on tensors that have shapes and no bytes; each storage that comes into being is counted until
+it is freed, as the allocator would. Parameters and the gradients that stay are left out: they are the
+plan's to count, since ZeRO decides where they are.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from launcher.plan.shapes import Trace, frontier
+
+ATTENTION = "launcher-shapes"
+"""The attention implementation that a model to be traced is built with."""
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of all storages that are made under it and still alive, and the operations' work."""
+
+    def __init__(self, known: Sequence[Tensor]) -> None:
+        """Begin.
+
+        Args:
+            known: tensors that are there already, and are not counted.
+        """
+        super().__init__()
+        self.used, self.flops, self.gradients = 0, 0, 0
+        self._at: dict[int, int] = {}
+        self._seen: dict[int, Any] = {tensor.untyped_storage()._cdata: None for tensor in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and count what it makes."""
+        result = func(*args, **(kwargs or {}))
+        work = flop_registry.get(func._overloadpacket)
+        if work is not None:
+            self.flops += int(work(*args, **(kwargs or {}), out_val=result))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._note(leaf.untyped_storage())
+        return result
+
+    def arrived(self, parameter: Tensor) -> None:
+        """Take a parameter's whole gradient out of the count: it is among those that stay, or is reduced."""
+        parameter.grad = None
+        self.gradients += parameter.numel()
+        self._mark()
+
+    def curve(self) -> tuple[tuple[int, int], ...]:
+        """Return what `Trace.curve` holds."""
+        return frontier((used, elements) for elements, used in self._at.items())
+
+    def _note(self, storage: Any) -> None:
+        key = storage._cdata
+        if key in self._seen:
+            return
+        size = storage.nbytes()
+        self._seen[key] = weakref.ref(storage, lambda _: self._freed(key, size))
+        self.used += size
+        self._mark()
+
+    def _freed(self, key: int, size: int) -> None:
+        self._seen.pop(key, None)
+        self.used -= size
+
+    def _mark(self) -> None:
+        self._at[self.gradients] = max(self._at.get(self.gradients, 0), self.used)
+
+
+def run(
+    module: nn.Module,
+    batches: list[dict[str, Tensor]],
+    loss_of: Callable[[Any], Tensor],
+    *,
+    rows: int,
+    length: int,
+    attention_work: list[int],
+) -> Trace:
+    """Trace one forward and backward.
+
+    Args:
+        module: on the meta device, in training mode; takes `batches`.
+        batches: of each part, on the meta device.
+        loss_of: from the module's outputs to the loss.
+        rows, length: of the batches, for the record.
+        attention_work: what `attention_of` yielded.
+
+    """
+    given = [tensor for batch in batches for tensor in batch.values()]
+    attention_work.clear()
+    live = Live([*module.parameters(), *module.buffers(), *given])
+    with _hooked(module, live), live:
+        outputs = module(batches)
+        before_loss = live.used
+        logits = sum({_bytes(leaf)[0]: _bytes(leaf)[1] for leaf in tree_leaves(outputs)}.values())
+        loss = loss_of(outputs)
+        turn = live.used
+        del outputs
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
+        del loss
+    of_outputs = turn - before_loss + logits
+    return Trace(
+        rows=rows,
+        length=length,
+        held=max(0, turn - of_outputs),
+        outputs=of_outputs,
+        curve=live.curve(),
+        flops=live.flops + sum(attention_work),
+    )
+
+
+@contextmanager
+def attention_of(device: str, name: str) -> Iterator[list[int]]:
+    """Let `ATTENTION` hold what the attention of a device holds.
+
+    Args:
+        device: `cuda` or `cpu`.
+        name: the implementation asked for, as the recipe has it.
+
+    Yields:
+        The floating-point operations of each attention, as they come.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    work: list[int] = []
+
+    def attend(
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        # Torch's fused kernel on CPUs knows no dropout, and none a gradient of the bias.
+        is_fused = not (mask is not None and mask.requires_grad) and not (device == "cpu" and dropout > 0)
+        if is_fused:
+            return _Fused.apply(query, key, value, mask, _work(module, query, key), work), None
+        groups = query.shape[1] // key.shape[1]
+        keys, values = (
+            each.repeat_interleave(groups, dim=1) if groups > 1 else each for each in (key, value)
+        )
+        attended = F.scaled_dot_product_attention(query, keys, values, mask, dropout, scale=scaling)
+        return attended.transpose(1, 2).contiguous(), None
+
+    def mask_of(batch_size: int, q_length: int, kv_length: int, **kwargs: Any) -> Tensor | None:
+        if name == "flash_attention_2":
+            return None
+        return torch.empty(batch_size, 1, q_length, kv_length, dtype=torch.bool, device="meta")
+
+    AttentionInterface.register(ATTENTION, attend)
+    AttentionMaskInterface.register(ATTENTION, mask_of)
+    yield work
+
+
+class _Fused(torch.autograd.Function):
+    """What a fused attention kernel keeps: its inputs, its output, one number a row and head."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, own: int, work: list[int]
+    ) -> Tensor:
+        rows, heads, length, _ = query.shape
+        result = query.new_empty(rows, length, heads, value.shape[-1])
+        sums = query.new_empty(rows, heads, length, dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, mask, result, sums)
+        ctx.own, ctx.work = own, work
+        work.append(own)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        query, key, value, *_ = ctx.saved_tensors
+        ctx.work.append(5 * ctx.own // 2)  # Five products of matrices for the two of the forward.
+        return *(torch.empty_like(each) for each in (query, key, value)), None, None, None
+
+
+def _work(module: Any, query: Tensor, key: Tensor) -> int:
+    """The operations of an attention's two products; half of them where nothing is seen ahead."""
+    rows, heads, length, size = query.shape
+    return (
+        4 * rows * heads * length * key.shape[2] * size // (2 if getattr(module, "is_causal", False) else 1)
+    )
+
+
+def _bytes(leaf: Any) -> tuple[int, int]:
+    if not isinstance(leaf, Tensor):
+        return 0, 0
+    storage = leaf.untyped_storage()
+    return storage._cdata, storage.nbytes()
+
+
+@contextmanager
+def _hooked(module: nn.Module, live: Live) -> Iterator[None]:
+    hooks = [
+        parameter.register_post_accumulate_grad_hook(live.arrived)
+        for parameter in module.parameters()
+        if parameter.requires_grad
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
