@@ -167,7 +167,7 @@ def main() -> None:
             port = probe.getsockname()[1]
         torch.multiprocessing.spawn(_rank, (port, jobs, temp), nprocs=NUM_RANKS)
         measured = json.loads((folder / "measured.json").read_text())
-    report(jobs, measured, options.out)
+        report(jobs, measured, options.out)
 
 
 def context_of(job: dict[str, Any], rank: int, folder: Path) -> Any:
@@ -222,6 +222,7 @@ def measure(context: Any) -> dict[str, int]:
         built = assemble(context, plan)
         gc.collect()
         marks["built"] = time.time_ns()
+        held = {"built": storages()}
         batches = [in_lock_step(built.parts, step) for step in (1, 2)]
         backward = built.engine.engine.backward
 
@@ -235,38 +236,43 @@ def measure(context: Any) -> dict[str, int]:
         built.engine.step(batches[0], 1e-4)
         gc.collect()
         marks["begin"] = time.time_ns()
+        held["begin"] = storages()
         built.engine.step(batches[1], 1e-4)
         marks["end"] = time.time_ns()
         time.sleep(0.01)
-    found = _at(profiler, marks)
+    found = _at(profiler, marks, held["begin"])
     built.engine.close()
-    return found
+    return found | held
 
 
-def _at(profiler: Any, marks: dict[str, int]) -> dict[str, int]:
+def storages() -> int:
+    """Return the bytes of all tensors that Python knows of."""
+    import gc
+
+    found = {}
+    for each in gc.get_objects():
+        if isinstance(each, torch.Tensor):
+            storage = each.untyped_storage()
+            found[storage._cdata] = storage.nbytes()
+    return sum(found.values())
+
+
+def _at(profiler: Any, marks: dict[str, int], begin: int) -> dict[str, int]:
+    """Follow the allocator through the second step, which began with `begin` bytes in use.
+
+    What was freed before by a thread of its own, the profiler has not seen.
+    """
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events)
-    found: dict[str, int] = {}
-    used = peak = step_peak = back_peak = update_peak = 0
-    at = iter(sorted((ns, name) for name, ns in marks.items()))
-    next_ns, next_name = next(at)
-    seen: set[str] = set()
-    for ns, change in [*changes, (2**63, 0)]:
-        while next_ns is not None and ns > next_ns:
-            found[next_name] = used
-            seen.add(next_name)
-            if next_name == "built":
-                found["build_peak"] = peak
-            next_ns, next_name = next(at, (None, ""))
+    used, found = begin, {"backward_peak": begin, "update_peak": begin}
+    for ns, change in sorted((e.start_ns(), e.nbytes()) for e in events):
+        if not marks["begin"] <= ns <= marks["end"]:
+            continue
+        if ns > marks["turn"]:
+            found.setdefault("turn", used)
         used += change
-        peak = max(peak, used)
-        if "begin" in seen and "end" not in seen:
-            step_peak = max(step_peak, used)
-            if "backward" in seen:
-                update_peak = max(update_peak, used)
-            else:
-                back_peak = max(back_peak, used)
-    return found | {"peak": step_peak, "backward_peak": back_peak, "update_peak": update_peak}
+        name = "update_peak" if ns > marks["backward"] else "backward_peak"
+        found[name] = max(found[name], used)
+    return found | {"end": used, "peak": max(found["backward_peak"], found["update_peak"])}
 
 
 def predict(job: dict[str, Any]) -> tuple[Any, Any]:
@@ -294,10 +300,12 @@ def compared(job: dict[str, Any], found: dict[str, int]) -> dict[str, Any]:
     """Return pairs (predicted, measured) in bytes."""
     trace, need = predict(job)
     whole = {item.name: item.bytes for item in need.items}
-    always = sum(i.bytes for i in need.items if {"save", "compute"} <= set(i.phases))
+    always = sum(
+        i.bytes for i in need.items if {"save", "compute"} <= set(i.phases) and i.name != "framework"
+    )
     gathered = whole.get("gathered parameters", 0)
     return {
-        "states": (always, found["end"]),
+        "states": (always, found["begin"]),
         "activations": (trace.held + trace.outputs, found["turn"] - found["begin"] - gathered),
         "compute": (need.at("compute"), found["backward_peak"]),
         "update": (need.at("update"), found["update_peak"]),

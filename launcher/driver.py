@@ -26,6 +26,7 @@ from launcher import errors, storage, tasks, worker
 from launcher import recipe as recipes
 from launcher.errors import ClusterError, ExportFailed, LauncherError, TrainingFailed
 from launcher.facts import Prepared
+from launcher.outlook import Outlook
 from launcher.plan.plan import ModelFacts, World
 from launcher.recipe import Recipe
 from launcher.report import summary as report
@@ -46,6 +47,7 @@ class Job:
     ds_name: str
     model_facts: ModelFacts
     run_dir: Path
+    outlook: Outlook
 
 
 @ray.remote(num_cpus=0)

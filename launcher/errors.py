@@ -36,6 +36,10 @@ class ModelError(BadInput):
     """The model or tokenizer cannot be used as the recipe asks."""
 
 
+class DoesNotFit(BadInput):
+    """The run needs more memory than its machines have."""
+
+
 class RunExists(BadInput):
     """The run's name belongs to another recipe, or its directory cannot be continued."""
 

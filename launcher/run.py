@@ -19,6 +19,7 @@ from launcher.errors import LauncherError, RecipeError, RunExists  # noqa: E402
 
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
 INTERRUPTED = 130
+AUTO, CHOSEN, PLAN = "auto", "auto.json", "plan.json"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,49 +52,87 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def _launch(options: argparse.Namespace, recipe: Any) -> int:
-    from launcher.plan import plan as planning
     from launcher.plan import sizes, zero
     from launcher.report import summary as report
     from launcher.report.view import View
 
-    view, ds_name = View(), str(options.ds)
-    ds_config = zero.load(ds_name)
-    zero.check(ds_config, ds_name)
+    view, ds_name, ds_config = View(), str(options.ds), None
+    if ds_name != AUTO:
+        ds_config = zero.load(ds_name)
+        zero.check(ds_config, ds_name)
     model_facts = sizes.model_facts(recipe.model)
     run_dir = _run_directory(options, recipe, ds_config)
-    if options.seeds is None:
-        _check_run(run_dir, recipe, ds_config, fresh=options.fresh)
+    if not options.plan:
+        recipe, ds_name, ds_config = _as_chosen(options, run_dir, (recipe, ds_name, ds_config))
+        if options.seeds is None and ds_config is not None:
+            _check_run(run_dir, recipe, ds_config, fresh=options.fresh)
 
     from launcher import survey
 
     facts = survey.stage_facts(recipe)
-    guess = planning.World(num_workers=options.workers or 2, device="cpu")
-    plan = planning.make_plan(recipe, ds_config, ds_name, model_facts, facts, guess)
-    stage = zero.zero_stage(ds_config)
-    if options.plan:
-        print("\n".join(report.plan_lines(plan, facts, stage, ds_name)))
-        return 0
-    if options.seeds is None and (finished := _finished(options, run_dir)):
+    if not options.plan and options.seeds is None and (finished := _finished(options, run_dir)):
         print(f"this run is finished already; --fresh trains anew\n{_end(finished, recipe, run_dir)}")
         return 0
+
+    from launcher import ahead
+
+    asked = ahead.Asked(
+        recipe=recipe,
+        ds_name=ds_name,
+        ds_config=ds_config,
+        model_facts=model_facts,
+        facts=facts,
+        num_workers=options.workers,
+    )
+    if options.plan and (options.cluster or not _joins_a_cluster(options)):
+        return ahead.plan(asked, options.cluster, run_dir)
     storage.make_directory(run_dir.parent / ".store")
 
     from launcher import driver
 
-    job = driver.Job(
-        recipe=recipe,
-        ds_config=ds_config,
-        ds_name=ds_name,
-        model_facts=model_facts,
-        run_dir=run_dir,
-    )
     with driver.cluster(options.address, options.workers) as world:
+        found = ahead.look_on_cluster(asked, world)
+        if options.plan:
+            return ahead.told(asked, found, world, run_dir)
+        if not options.no_fit_check:
+            found.check()
+        if options.preflight or (ahead.is_long(found) and not options.no_preflight):
+            view.say("\n".join(ahead.fly(asked, found, world, run_dir)))
+        if options.preflight:
+            return 0
+        job = driver.Job(
+            recipe=ahead.resolved(found),
+            ds_config=found.ds_config,
+            ds_name=found.ds_name,
+            model_facts=model_facts,
+            run_dir=run_dir,
+            outlook=found,
+        )
         if options.seeds is None:
             ended = _train(job, world, view, run_dir.parent / ".store", fresh=options.fresh)
             view.say(_end(ended, recipe, run_dir))
         else:
             view.say("\n".join(report.seeds_lines(_train_seeds(job, world, view, options), str(run_dir))))
     return 0
+
+
+def _as_chosen(
+    options: argparse.Namespace, run_dir: Path, asked: tuple[Any, str, dict[str, Any] | None]
+) -> tuple[Any, str, dict[str, Any] | None]:
+    """Return recipe and ds config as `auto` chose them when the run began: a run goes on as it is."""
+    from launcher import recipe as recipes
+
+    begun = run_dir if options.seeds is None else run_dir / "seed-0"
+    chosen = None if options.fresh or asked[2] is not None else storage.read_json(begun / CHOSEN)
+    if chosen is None:
+        return asked
+    return recipes.parse(chosen["recipe"]), chosen["ds_name"], chosen["ds_config"]
+
+
+def _joins_a_cluster(options: argparse.Namespace) -> bool:
+    return bool(
+        options.address or os.environ.get("RAY_ADDRESS") or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    )
 
 
 def _train_seeds(job: Any, world: Any, view: Any, options: argparse.Namespace) -> dict[str, Any]:
@@ -121,6 +160,7 @@ def _train_seeds(job: Any, world: Any, view: Any, options: argparse.Namespace) -
 def _train(job: Any, world: Any, view: Any, store: Path, *, fresh: bool) -> dict[str, Any]:
     """Prepare the data, plan, and train; return the summary."""
     from launcher import driver, stores
+    from launcher import recipe as recipes
     from launcher.plan import plan as planning
     from launcher.plan import zero
     from launcher.report import summary as report
@@ -130,9 +170,14 @@ def _train(job: Any, world: Any, view: Any, store: Path, *, fresh: bool) -> dict
         plan = planning.make_plan(recipe, ds_config, job.ds_name, job.model_facts, prepared.facts, world)
         stage = zero.zero_stage(ds_config)
         view.say("\n".join(report.plan_lines(plan, prepared.facts, stage, job.ds_name)))
+        view.say("\n".join(job.outlook.short()))
         if not fresh:
             stores.check_data(run_dir, prepared.data_files)
         _open_run(run_dir, recipe, ds_config, fresh=fresh)
+        storage.write_json(run_dir / PLAN, job.outlook.tree())
+        if job.outlook.chosen:
+            chosen = {"recipe": recipes.dump(recipe), "ds_name": job.ds_name, "ds_config": ds_config}
+            storage.write_json(run_dir / CHOSEN, chosen)
         storage.write_json(run_dir / stores.DATA, prepared.data_files)
         return driver.run(job, world, view, prepared)
 
@@ -150,7 +195,7 @@ def _end(summary: dict[str, Any], recipe: Any, run_dir: Path) -> str:
     return "\n".join(report.end_lines(summary, task.metric, str(run_dir)))
 
 
-def _run_directory(options: argparse.Namespace, recipe: Any, ds_config: dict[str, Any]) -> Path:
+def _run_directory(options: argparse.Namespace, recipe: Any, ds_config: dict[str, Any] | None) -> Path:
     """The run's place: a pure function of the command, so that the same command finds it again."""
     from launcher import recipe as recipes
 
@@ -160,7 +205,7 @@ def _run_directory(options: argparse.Namespace, recipe: Any, ds_config: dict[str
     root = options.run_root or os.environ.get("LAUNCHER_RUN_ROOT") or fallback
     if "://" in str(root):
         raise RecipeError(f"--run-root {root}: has to be a directory that all nodes see, not an address")
-    content = json.dumps([recipes.to_yaml(recipe), ds_config], sort_keys=True)
+    content = json.dumps([recipes.to_yaml(recipe), ds_config or AUTO], sort_keys=True)
     digest = hashlib.blake2b(content.encode(), digest_size=4).hexdigest()
     name = options.name or f"{options.recipe.stem}-{options.ds.stem}-{digest}"
     if options.seeds is not None:
@@ -211,7 +256,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     default_ds = ROOT.parent / "ds_configs" / "zero3.json"
     add("recipe", nargs="?", type=Path, default=QUICKSTART, help="the recipe (YAML); default: the quickstart")
-    add("--ds", type=Path, default=default_ds, metavar="FILE", help="a DeepSpeed config (JSON)")
+    add("--ds", type=Path, default=default_ds, metavar="FILE", help="a DeepSpeed config (JSON); or auto")
     add(
         "--set", action="append", default=[], metavar="a.b=c", help="override a key of the recipe; repeatable"
     )
@@ -220,7 +265,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--name", help="the run's name; default: made from recipe and ds config")
     add("--run-root", metavar="DIR", help="where runs are kept; default: ./runs, in a job ~/launcher-runs")
     add("--baseline", action="store_true", help="also train the last stage without those before it")
-    add("--plan", action="store_true", help="print what would be done, and stop")
+    add("--plan", action="store_true", help="print what would be done, what it needs and takes, and stop")
+    add("--cluster", metavar="TEXT", help="with --plan: the machines to plan for, e.g. 16x8xH100-80GB")
+    add("--preflight", action="store_true", help="check the cluster for this run, and stop")
+    add("--no-preflight", action="store_true", help="begin a long run without checking the cluster")
+    add("--no-fit-check", action="store_true", help="begin although the forecast says that it does not fit")
     add("--fresh", action="store_true", help="begin anew; the old run directory is moved aside")
     add("--address", help="the Ray cluster to join; default: RAY_ADDRESS, or one started for this run")
     add("--show-recipe", action="store_true", help="print the resolved recipe, and stop")

@@ -222,7 +222,10 @@ def _live_accelerator(node: Mapping[str, Any]) -> tuple[Accelerator, Gpu | None]
     if not keys:
         return Accelerator(name=name, memory_bytes=memory, peer_bandwidth=_PCIE_4), None
     found = gpus.accelerator(keys[0])
-    return replace(found, memory_bytes=memory or found.memory_bytes), gpus.GPUS[keys[0]]
+    # nvidia-smi counts what the driver keeps, about 1 %; what differs by more is another card.
+    is_same = not memory or 0.98 < memory / found.memory_bytes < 1.02
+    size = min(memory or found.memory_bytes, found.memory_bytes) if is_same else memory
+    return replace(found, memory_bytes=size), gpus.GPUS[keys[0]]
 
 
 def _smallest(nodes: Sequence[Mapping[str, Any]], key: str) -> int | None:

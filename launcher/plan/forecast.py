@@ -37,6 +37,7 @@ class Forecast:
         export_bytes: of the exported model.
         sent_bytes: that each worker sends in a step, about.
         flops: of one step, over all workers.
+        work_s: seconds of a step's arithmetic, about; None: unknown.
         step_s: seconds of a step, about; None: unknown.
         num_steps: of the stage.
     """
@@ -51,6 +52,7 @@ class Forecast:
     export_bytes: int
     sent_bytes: int
     flops: int
+    work_s: float | None
     step_s: float | None
     num_steps: int
     tokens_per_step: int
@@ -96,7 +98,7 @@ def of_stage(plan: StagePlan, shapes: Shapes, cluster: Cluster, dtype: Dtype) ->
     if cluster.accelerator is None:
         # Without GPUs all of it is the host's.
         on_host = per_node * max(need.at(phase) for phase in memory.PHASES)
-    sent = sent_bytes(shapes, settings, plan)
+    sent, work = sent_bytes(shapes, settings, plan), _work_s(plan, trace, cluster, dtype)
     return Forecast(
         name=plan.name,
         need=need,
@@ -108,7 +110,8 @@ def of_stage(plan: StagePlan, shapes: Shapes, cluster: Cluster, dtype: Dtype) ->
         export_bytes=settings.bytes * (shapes.num_trained + shapes.num_frozen),
         sent_bytes=sent,
         flops=trace.flops * plan.accumulation * plan.num_workers,
-        step_s=_step_s(plan, trace, settings, shapes, cluster, dtype, sent),
+        work_s=work,
+        step_s=None if work is None else _step_s(plan, settings, shapes, cluster, work, sent),
         num_steps=plan.num_steps,
         tokens_per_step=plan.units_per_step * plan.max_length,
     )
@@ -150,33 +153,26 @@ def _room(total: int | None, share: float) -> int | None:
     return None if total is None else int(total * share)
 
 
-def _step_s(
-    plan: StagePlan,
-    trace: Trace,
-    s: Sharding,
-    shapes: Shapes,
-    cluster: Cluster,
-    dtype: Dtype,
-    sent: int,
-) -> float | None:
-    """Seconds of a step: the longer of work and network, and what offloading adds."""
+def _work_s(plan: StagePlan, trace: Trace, cluster: Cluster, dtype: Dtype) -> float | None:
+    """Seconds of a step's arithmetic on one worker."""
     if cluster.accelerator is None:
-        speed, link = CPU_FLOPS, cluster.node_bandwidth
-    else:
-        peak = cluster.accelerator.tflops(dtype)
-        if peak is None:
-            return None
-        speed, link = MFU * peak * 1e12, cluster.accelerator.peer_bandwidth
-    if cluster.num_nodes > 1 and plan.num_workers > cluster.workers_per_node:
+        return trace.flops * plan.accumulation / CPU_FLOPS
+    peak = cluster.accelerator.tflops(dtype)
+    return None if peak is None else trace.flops * plan.accumulation / (MFU * peak * 1e12)
+
+
+def _step_s(plan: StagePlan, s: Sharding, shapes: Shapes, cluster: Cluster, work: float, sent: int) -> float:
+    """Seconds of a step: the longer of work and network, and what offloading adds."""
+    link = cluster.accelerator.peer_bandwidth if cluster.accelerator else cluster.node_bandwidth
+    if cluster.num_nodes > 1:
         link = min(link, cluster.node_bandwidth / cluster.workers_per_node)
-    work = trace.flops * plan.accumulation / speed
-    moved = 0.0
-    share = ceil(shapes.num_trained / plan.num_workers)
+    share, moved = ceil(shapes.num_trained / plan.num_workers), 0.0
     if s.offload_optimizer != "none":
-        per_node = min(cluster.workers_per_node, plan.num_workers)
-        moved += 2 * s.bytes * share / PCIE_BYTES_S + 16 * share * per_node / CPU_ADAM_BYTES_S
+        on_host = share * min(cluster.workers_per_node, plan.num_workers)
+        # Gradients down, weights up; then masters, gradients and both moments are read, and written back.
+        moved += 2 * s.bytes * share / PCIE_BYTES_S + 28 * on_host / CPU_ADAM_BYTES_S
         if s.offload_optimizer == "nvme":
-            moved += 2 * 12 * share * per_node / NVME_BYTES_S
+            moved += 24 * on_host / NVME_BYTES_S
     if s.offload_param != "none":
         moved += 2 * plan.accumulation * s.bytes * share / PCIE_BYTES_S
     return max(work, sent / link) + moved

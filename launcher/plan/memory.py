@@ -123,7 +123,7 @@ def _stage_0(sizes: _Sizes, s: Sharding, accumulation: int) -> Iterator[Item]:
         TRAINING,
         f"{s.states} x fp32, whole on every worker",
     )
-    yield Item("gradients", "device", s.bytes * whole, _when_gradients(accumulation), "whole on every worker")
+    yield Item("gradients", "device", s.bytes * whole, TRAINING, "whole on every worker; zeroed, not freed")
     bucket = min(whole, 500_000_000)
     yield Item(
         "all-reduce buffer",
@@ -132,11 +132,6 @@ def _stage_0(sizes: _Sizes, s: Sharding, accumulation: int) -> Iterator[Item]:
         ("update",),
         "gradients laid side by side, up to 500 M elements (runtime/engine.py, buffered_allreduce_fallback)",
     )
-
-
-def _when_gradients(accumulation: int) -> tuple[Phase, ...]:
-    # With one micro-batch they come while activations go: that is in the trace's curve.
-    return ("compute", "update") if accumulation > 1 else ("update",)
 
 
 def _stage_1_and_2(sizes: _Sizes, s: Sharding, accumulation: int) -> Iterator[Item]:
@@ -163,16 +158,16 @@ def _stage_1_and_2(sizes: _Sizes, s: Sharding, accumulation: int) -> Iterator[It
         )
         yield Item("fp32 gradients", "device", 4 * share, ("update",), "the own part laid side by side")
     else:
-        yield Item(
-            "gradients", "device", s.bytes * whole, _when_gradients(accumulation), "whole until reduced"
-        )
+        if accumulation > 1:
+            yield Item("gradients", "device", s.bytes * whole, ("compute",), "whole until reduced")
+        yield Item("reduced gradients", "device", s.gradient_bytes * share, ("update",), f"own part {where}")
         yield Item("fp32 gradients", "device", 4 * share, ("update",), "the own part laid side by side")
     buckets = 2 if s.overlap_comm else 1
     yield Item(
         "reduce buckets",
         "device",
         buckets * s.bytes * s.reduce_bucket,
-        ("compute", "update"),
+        ("compute",),
         f"{buckets} x reduce_bucket_size",
     )
 
@@ -189,8 +184,8 @@ def _stage_3(sizes: _Sizes, s: Sharding, accumulation: int) -> Iterator[Item]:
         yield Item("second copy (hpZ)", "device", second, TRAINING, f"whole in every {s.hpz} workers")
     if optimizer:
         place: Literal["device", "host"] = optimizer  # type: ignore[assignment]
-        if s.bytes < 4 or optimizer == "host":
-            yield Item("fp32 masters", place, 4 * share, TRAINING, f"4 bytes {where} ({STAGE3})")
+        # Also in fp32: DeepSpeed compares a device with its name, and so never shares the weights' memory.
+        yield Item("fp32 masters", place, 4 * share, TRAINING, f"4 bytes {where} ({STAGE3})")
         yield Item("optimizer states", place, 4 * s.states * share, TRAINING, f"{s.states} x fp32 {where}")
     yield Item(
         "gradients",
@@ -226,8 +221,9 @@ def _stage_3(sizes: _Sizes, s: Sharding, accumulation: int) -> Iterator[Item]:
 
 def _computing(sizes: _Sizes, s: Sharding, trace: Trace, accumulation: int) -> Iterator[Item]:
     """Activations and outputs at the peak of forward and backward."""
-    stays = s.stage < 2 and accumulation == 1
-    peak = trace.peak(s.bytes if stays else 0)
+    # Whole gradients come while activations go, where they are not there from the micro-batch before.
+    comes = s.stage == 1 and accumulation == 1 and s.offload_optimizer == "none"
+    peak = trace.peak(s.bytes if comes else 0)
     yield Item("activations", "device", trace.held, ("compute",), "kept for the backward (traced)")
     yield Item("outputs and loss", "device", trace.outputs, ("compute",), "logits and what the loss keeps")
     rest = max(0, peak - trace.held - trace.outputs)

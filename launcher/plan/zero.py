@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from launcher.errors import DsConfigError, nearest
-from launcher.plan import ds_keys
+from launcher.plan import ds_keys, offload
 
 Config = dict[str, Any]
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -77,6 +77,8 @@ class Given:
     warmup_steps: int | None = None
     max_learning_rate: float | None = None
     zero_stage: int = 0
+    hpz_size: int = 1
+    """Workers that share one more copy of the parameters, for the backward."""
 
     @property
     def has_scheduler(self) -> bool:
@@ -131,6 +133,7 @@ def check(config: Mapping[str, Any], where: str) -> None:
             raise DsConfigError(f"{where}: {path} is {_show(value)}: only {words} can run here: {reason}")
     if len(_enabled(_plain(config), True)) > 1:
         raise DsConfigError(f"{where}: fp16.enabled and bf16.enabled are both true: choose one")
+    offload.check(config, where)
     _refuse_auto(config, where, ds_keys.FILLED)
 
 
@@ -162,6 +165,7 @@ def given(config: Mapping[str, Any]) -> Given:
         warmup_steps=_fixed(plain, "scheduler.params.warmup_num_steps"),
         max_learning_rate=_fixed(plain, "scheduler.params.warmup_max_lr"),
         zero_stage=zero_stage(plain),
+        hpz_size=int(_fixed(plain, "zero_optimization.zero_hpz_partition_size") or 1),
     )
 
 
@@ -192,6 +196,11 @@ def contradictions(given: Given, asked: Asked, where: str, stage_name: str) -> N
     _contradictory_schedule(given, asked, where, stage_name)
     _contradictory_dtype(given, asked, where)
     _contradictory_batch(given, asked, where)
+    if given.hpz_size > 1 and asked.num_workers % min(given.hpz_size, asked.num_workers):
+        raise DsConfigError(
+            f"{where}: zero_optimization.zero_hpz_partition_size is {given.hpz_size}, which does not divide"
+            f" {asked.num_workers} workers: write the number of GPUs of one machine, and use whole machines"
+        )
 
 
 def complete(config: Mapping[str, Any], asked: Asked) -> Config:

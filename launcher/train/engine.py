@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.utils import groups as ds_groups
 
 from launcher import exact
 from launcher.errors import DsConfigError
@@ -171,7 +172,17 @@ class Engine:
 
     def close(self) -> None:
         """Give the memory back, so that the next stage can build its engine in this process."""
+        zero = self.engine.optimizer
         self.engine.destroy()
+        # Autograd keeps ZeRO-3's hooks, they its optimizer, and that every shard: the chain is cut by hand.
+        for parameter in self.parts.parameters():
+            vars(parameter).clear()
+            parameter.data, parameter.grad = parameter.data.new_empty(0), None
+        for owner in (zero, self.engine):
+            vars(owner).clear()
+        # hpZ (zero_hpz_partition_size) makes its group anew for each model, and refuses where one is known.
+        if (group := ds_groups._get_zero_param_intra_parallel_group()) is not None:
+            deepspeed.comm.destroy_process_group(group)
         del self.engine, self.optimizer
 
     def _outputs(self, part: int, tensors: dict[str, torch.Tensor]) -> Any:

@@ -1,0 +1,181 @@
+"""What is said before a run begins: the forecast for its machines, and the pre-flight on them."""
+
+import os
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from launcher import outlook, preflight, probes, storage
+from launcher import recipe as recipes
+from launcher.errors import ClusterError, LauncherError
+from launcher.outlook import Outlook
+from launcher.plan import cluster as clusters
+from launcher.plan import plan as planning
+from launcher.plan import zero
+from launcher.plan.cluster import Cluster
+from launcher.plan.plan import ModelFacts, Plan, StageFacts, World
+from launcher.recipe import Recipe
+from launcher.report import findings
+from launcher.report import summary as report
+
+PLAN, PREFLIGHT = "plan.json", "preflight.json"
+CONFIGS = Path(__file__).resolve().parent.parent / "ds_configs"
+LONG_S = 1800
+"""A run that is expected to take longer begins with a pre-flight."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What the command line resolved to.
+
+    Attributes:
+        ds_config: None: to be chosen.
+        num_workers: None: as many as there are.
+    """
+
+    recipe: Recipe
+    ds_name: str
+    ds_config: dict[str, Any] | None
+    model_facts: ModelFacts
+    facts: tuple[StageFacts, ...]
+    num_workers: int | None
+
+    def look(self, cluster: Cluster) -> Outlook | LauncherError:
+        """Return the outlook for a cluster."""
+        return outlook.look(*self.arguments(cluster))
+
+    def arguments(self, cluster: Cluster) -> tuple[Any, ...]:
+        """Return what `outlook.look` takes: plain data."""
+        configs = outlook.shipped(CONFIGS)
+        tree = recipes.dump(self.recipe)
+        return (tree, self.ds_name, self.ds_config, configs, self.model_facts, self.facts, cluster)
+
+    def plan(self, found: Outlook, world: World) -> Plan:
+        """Return the plan of a run as an outlook has it."""
+        recipe = recipes.parse(found.recipe)
+        return planning.make_plan(recipe, found.ds_config, found.ds_name, self.model_facts, self.facts, world)
+
+
+def plan(asked: Asked, described: str | None, run_dir: Path) -> int:
+    """Print plan and forecast, keep the forecast in the run directory; return the exit code.
+
+    Args:
+        asked: what was asked.
+        described: the cluster in words; None: this machine.
+        run_dir: of the run.
+
+    Raises:
+        ClusterError: the description cannot be read.
+    """
+    cluster = clusters.parse(described) if described else this_machine(asked.num_workers or 2)
+    if asked.num_workers is not None:
+        cluster = limited(cluster, asked.num_workers)
+    found = _raised(asked.look(cluster))
+    return told(asked, found, World(num_workers=cluster.num_workers, device=cluster.device), run_dir)
+
+
+def told(asked: Asked, found: Outlook, world: World, run_dir: Path) -> int:
+    """Print and keep an outlook; return the exit code: 2 if it does not fit."""
+    stage = zero.zero_stage(found.ds_config)
+    print("\n".join(report.plan_lines(asked.plan(found, world), asked.facts, stage, found.ds_name)))
+    print("\n".join(found.lines()))
+    storage.make_directory(run_dir)
+    storage.write_json(run_dir / PLAN, found.tree())
+    print(f"kept in {run_dir / PLAN}")
+    return 0 if found.fits else 2
+
+
+def look_on_cluster(asked: Asked, world: World) -> Outlook:
+    """Forecast a run on the cluster that Ray is connected to, in a process of its own.
+
+    Raises:
+        LauncherError: the run cannot be planned.
+    """
+    cluster = limited(clusters.of_live(preflight.live()), world.num_workers)
+    remote = ray.remote(num_cpus=1)(outlook.look)
+    return _raised(ray.get(remote.remote(*asked.arguments(cluster))))
+
+
+def fly(asked: Asked, found: Outlook, world: World, run_dir: Path) -> list[str]:
+    """Run the pre-flight; return what it found in words.
+
+    Raises:
+        ClusterError: a check failed.
+    """
+    made = asked.plan(found, world)
+    worst = max(found.forecasts, key=lambda each: each.sent_bytes)
+    wanted = preflight.Wanted(
+        world=world,
+        ds_config=made.stages[0].ds,
+        run_root=run_dir.parent,
+        model_path=asked.recipe.model.path,
+        data_files=_data_files(asked.recipe),
+        step_bytes=worst.sent_bytes,
+        compute_s=worst.work_s,
+        host_bytes=max(each.host_bytes for each in found.forecasts),
+        disk_bytes=max(each.checkpoint_bytes for each in found.forecasts) * asked.recipe.checkpoint.keep
+        + sum(each.export_bytes for each in found.forecasts),
+    )
+    results = preflight.check(wanted)
+    storage.make_directory(run_dir)
+    storage.write_json(run_dir / PREFLIGHT, {"findings": findings.as_json(results)})
+    failed = [each for each in results if each.status == "failed"]
+    lines = ["pre-flight:", *(f"  {line}" for line in findings.lines(results))]
+    if failed:
+        print("\n".join(lines))
+        raise ClusterError(
+            f"the pre-flight found {failed[0].name}: {failed[0].what} (--no-preflight skips it)"
+        )
+    return lines
+
+
+def resolved(found: Outlook) -> Recipe:
+    """Return the recipe with what `auto` chose."""
+    return recipes.parse(found.recipe)
+
+
+def is_long(found: Outlook) -> bool:
+    """Return whether a run is expected to take long enough for a pre-flight to pay."""
+    return sum(each.total_s or 0.0 for each in found.forecasts) > LONG_S
+
+
+def this_machine(num_workers: int) -> Cluster:
+    """Describe this machine as a cluster of one node: its GPUs, or so many CPU workers."""
+    machine = probes.machine(tempfile.gettempdir())
+    gpus = machine["gpus"]
+    facts = {
+        "num_gpus": len(gpus),
+        "gpu_name": gpus[0]["name"] if gpus else None,
+        "gpu_bytes": min((gpu["bytes"] for gpu in gpus), default=None),
+        "host_bytes": machine["host_bytes"],
+        "num_cpus": max(num_workers, os.cpu_count() or 1),
+        "disk_bytes": min(machine["disks"].values()),
+    }
+    return clusters.of_live([facts]) if gpus else limited(clusters.of_live([facts]), num_workers)
+
+
+def limited(cluster: Cluster, num_workers: int) -> Cluster:
+    """Return a cluster with so many workers: fewer nodes, or fewer workers of one node."""
+    per_node = cluster.workers_per_node
+    if num_workers <= per_node:
+        return replace(cluster, num_nodes=1, workers_per_node=num_workers)
+    nodes = -(-num_workers // per_node)
+    return replace(cluster, num_nodes=nodes, workers_per_node=-(-num_workers // nodes))
+
+
+def _data_files(recipe: Recipe) -> tuple[str, ...]:
+    from launcher import survey
+
+    sets = [
+        each for stage in recipe.stages for split in ("train", "eval") for each in stage.data.data_sets(split)
+    ]  # type: ignore[arg-type]
+    return tuple(dict.fromkeys(file for each in sets for file in survey.files_of(each)))
+
+
+def _raised(found: Outlook | LauncherError) -> Outlook:
+    if isinstance(found, LauncherError):
+        raise found
+    return found
