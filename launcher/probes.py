@@ -197,9 +197,9 @@ def _on_hub(name: str) -> Facts:
 
 
 def _scratch(folder: str) -> Facts:
+    # Not made here: it would be on the root disk when the disk that is meant is not mounted.
     file = Path(folder) / f".probe-{uuid.uuid4().hex[:8]}"
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
         return {"bytes_per_s": write(file)["bytes_per_s"], "free_bytes": shutil.disk_usage(folder).free}
     except OSError as error:
         return {"error": f"{folder} cannot be written: {error.strerror}"}

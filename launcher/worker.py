@@ -17,6 +17,7 @@ from launcher import recipe as recipes
 from launcher import storage
 from launcher.assembly import Context
 from launcher.errors import LauncherError
+from launcher.plan import offload
 from launcher.plan.plan import World, make_plan
 from launcher.report.record import Event, Recorder
 from launcher.stage import DONE, StageRun, measure_again
@@ -43,6 +44,7 @@ def train(job: dict[str, Any]) -> None:
 
 def _run(job: dict[str, Any], rank: int) -> None:
     """Do the stages in order; then look at what was forgotten."""
+    offload.check_disks(job["ds_config"], job["ds_name"])
     context = _context(job, rank)
     for plan in context.plan.stages:
         if storage.read_json(context.stage_dir(plan.name) / DONE) is None:

@@ -199,6 +199,7 @@ def test_a_run_root_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_a_place_that_hangs_takes_its_own_time_only(model: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "nvme").mkdir()
     asked = probes.Look(
         run_root=str(tmp_path),
         folder=str(tmp_path),

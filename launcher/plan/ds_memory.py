@@ -79,10 +79,9 @@ def sharding(ds: Mapping[str, Any], dtype: str) -> Sharding:
 
 
 def _place(section: Mapping[str, Any], name: str) -> Place:
-    value = (section.get(name) or {}).get("device") or "none"
-    if value == "none" and section.get({"offload_optimizer": "cpu_offload"}.get(name, "cpu_offload_params")):
-        return "cpu"
-    return value  # type: ignore[no-any-return]
+    device = (section.get(name) or {}).get("device")
+    is_old_key = section.get({"offload_optimizer": "cpu_offload"}.get(name, "cpu_offload_params"))
+    return "nvme" if device == "nvme" else "cpu" if device == "cpu" or is_old_key else "none"
 
 
 def _size(section: Mapping[str, Any], name: str, default: int) -> int:

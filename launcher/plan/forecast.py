@@ -95,7 +95,8 @@ def of_stage(plan: StagePlan, shapes: Shapes, cluster: Cluster, dtype: Dtype) ->
     device, host = need.peak("device")[0], need.peak("host")[0]
     per_node = min(cluster.workers_per_node, plan.num_workers)
     on_host = per_node * host
-    if cluster.accelerator is None:
+    gpu = cluster.accelerator
+    if gpu is None:
         # Without GPUs all of it is the host's.
         on_host = per_node * max(need.at(phase) for phase in memory.PHASES)
     sent, work = sent_bytes(shapes, settings, plan), _work_s(plan, trace, cluster, dtype)
@@ -104,7 +105,7 @@ def of_stage(plan: StagePlan, shapes: Shapes, cluster: Cluster, dtype: Dtype) ->
         need=need,
         device_bytes=device,
         host_bytes=on_host,
-        device_room=_room(cluster.accelerator and cluster.accelerator.memory_bytes, DEVICE_SHARE),
+        device_room=_room(gpu.memory_bytes if gpu else None, DEVICE_SHARE),
         host_room=_room(cluster.host_bytes, HOST_SHARE),
         checkpoint_bytes=_checkpoint_bytes(shapes, settings),
         export_bytes=settings.bytes * (shapes.num_trained + shapes.num_frozen),

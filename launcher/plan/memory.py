@@ -4,7 +4,7 @@ The formulas are read off DeepSpeed 0.19.8; each item names where. They hold for
 or one process where there are none.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
 from typing import Literal
@@ -123,7 +123,8 @@ def _stage_0(sizes: _Sizes, s: Sharding, accumulation: int) -> Iterator[Item]:
         TRAINING,
         f"{s.states} x fp32, whole on every worker",
     )
-    yield Item("gradients", "device", s.bytes * whole, TRAINING, "whole on every worker; zeroed, not freed")
+    when: tuple[Phase, ...] = ("compute", "update") if accumulation > 1 else ("update",)
+    yield Item("gradients", "device", s.bytes * whole, when, "whole on every worker")
     bucket = min(whole, 500_000_000)
     yield Item(
         "all-reduce buffer",
@@ -222,7 +223,7 @@ def _stage_3(sizes: _Sizes, s: Sharding, accumulation: int) -> Iterator[Item]:
 def _computing(sizes: _Sizes, s: Sharding, trace: Trace, accumulation: int) -> Iterator[Item]:
     """Activations and outputs at the peak of forward and backward."""
     # Whole gradients come while activations go, where they are not there from the micro-batch before.
-    comes = s.stage == 1 and accumulation == 1 and s.offload_optimizer == "none"
+    comes = s.stage < 2 and accumulation == 1 and s.offload_optimizer == "none"
     peak = trace.peak(s.bytes if comes else 0)
     yield Item("activations", "device", trace.held, ("compute",), "kept for the backward (traced)")
     yield Item("outputs and loss", "device", trace.outputs, ("compute",), "logits and what the loss keeps")
@@ -245,8 +246,3 @@ def _around(sizes: _Sizes, s: Sharding, device: str) -> Iterator[Item]:
     yield Item(
         "one whole parameter", "device", s.bytes * sizes.largest, ("export",), "gathered one at a time"
     )
-
-
-def bytes_of(numels: Sequence[int], each: int) -> int:
-    """Return the bytes of so many elements."""
-    return each * sum(numels)

@@ -86,11 +86,17 @@ class Checkpoints:
         """Load the newest checkpoint into the engine; return the steps done, 0 without a checkpoint.
 
         Raises:
-            RunExists: the checkpoint was made on other data, or by another number of workers.
+            RunExists: the checkpoint was made on other data, or by another number of workers, or its
+                optimizer is on disks, which DeepSpeed 0.19.8 does not restore whole.
         """
         found = self.latest()
         if found is None:
             return 0
+        if engine.zero_nvme_offload_optimizer():
+            raise RunExists(
+                f"{found.path}: a run whose optimizer is on NVMe cannot go on: DeepSpeed would restore a part"
+                " of it only, without a word: begin anew with --fresh, or offload to the CPU"
+            )
         before = found.state.get("content", "")
         is_other_content = before and content and before != content
         if (

@@ -112,18 +112,21 @@ class Engine:
 
     def backward(self, batches: tuple[StepBatch, ...], round_: tuple[MicroBatch, ...]) -> torch.Tensor:
         """Run one micro-batch of every part forward and backward; return their loss sums."""
-        tensors = [self._tensors(micro_batch) for micro_batch in round_]
-        outputs = self.engine(tensors)
-        sums = [
-            task.loss(output, batch)
-            for task, output, batch in zip(self.parts.tasks, outputs, tensors, strict=True)
-        ]
+        sums = self._sums([self._tensors(micro_batch) for micro_batch in round_])
         loss = sum(
             total * (weight * self.num_workers / max(1, batch.num_targets))
             for total, weight, batch in zip(sums, self.weights, batches, strict=True)
         )
         self.engine.backward(loss, scale_wrt_gas=False)
         return torch.stack([total.detach().double() for total in sums]).to(self._told_device())
+
+    def _sums(self, tensors: list[dict[str, torch.Tensor]]) -> list[torch.Tensor]:
+        """Run forward; return each part's sum of losses. Logits that nothing needs are gone when this returns."""
+        outputs = self.engine(tensors)
+        return [
+            task.loss(output, batch)
+            for task, output, batch in zip(self.parts.tasks, outputs, tensors, strict=True)
+        ]
 
     def pinned(self, batch: StepBatch) -> StepBatch:
         """Return the batch in page-locked memory, from which it is copied to a GPU beside its work."""

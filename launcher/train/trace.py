@@ -101,19 +101,18 @@ def run(
     live = Live([*module.parameters(), *module.buffers(), *given])
     with _hooked(module, live), live:
         outputs = module(batches)
-        before_loss = live.used
         logits = sum({_bytes(leaf)[0]: _bytes(leaf)[1] for leaf in tree_leaves(outputs)}.values())
+        held = max(0, live.used - logits)
         loss = loss_of(outputs)
-        turn = live.used
-        del outputs
+        del outputs  # As in training: what the loss does not keep of them is gone.
+        of_outputs = max(0, live.used - held)
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
         del loss
-    of_outputs = turn - before_loss + logits
     return Trace(
         rows=rows,
         length=length,
-        held=max(0, turn - of_outputs),
+        held=held,
         outputs=of_outputs,
         curve=live.curve(),
         flops=live.flops + sum(attention_work),
