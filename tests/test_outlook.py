@@ -55,9 +55,7 @@ def test_a_run_that_fits(recipe: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert all(item["why"] for item in stage["items"])
 
 
-def test_a_run_that_does_not_fit_is_told_what_would(
-    recipe: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_that_does_not_fit_is_told_what_would(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _plan(recipe, "1xA100-80GB,host=300GB") == 2
     said = capsys.readouterr().out
     assert "verdict: it does not fit: each GPU needs" in said
