@@ -106,17 +106,18 @@ def fly(asked: Asked, found: Outlook, world: World, run_dir: Path) -> list[str]:
         ClusterError: a check failed.
     """
     made = asked.plan(found, world)
-    worst = max(found.forecasts, key=lambda each: each.sent_bytes)
+    worst = max(found.forecasts, key=lambda each: each.sent_bytes, default=None)
     wanted = preflight.Wanted(
         world=world,
         ds_config=made.stages[0].ds,
         run_root=run_dir.parent,
         model_path=asked.recipe.model.path,
         data_files=_data_files(asked.recipe),
-        step_bytes=worst.sent_bytes,
-        compute_s=worst.work_s,
-        host_bytes=max(each.host_bytes for each in found.forecasts),
-        disk_bytes=max(each.checkpoint_bytes for each in found.forecasts) * asked.recipe.checkpoint.keep
+        step_bytes=worst.sent_bytes if worst else None,
+        compute_s=worst.work_s if worst else None,
+        host_bytes=max((each.host_bytes for each in found.forecasts), default=None),
+        disk_bytes=max((each.checkpoint_bytes for each in found.forecasts), default=0)
+        * asked.recipe.checkpoint.keep
         + sum(each.export_bytes for each in found.forecasts),
     )
     results = preflight.check(wanted)

@@ -78,12 +78,24 @@ class _Skeleton:
             _labels(stage, facts[each.index]) for stage, each in zip(self.stages, self.plans, strict=True)
         ]
         self.tasks = [tasks.create(stage) for stage in self.stages]
-        self.models = [self._model(i, vocabulary, dtype) for i in range(len(self.plans))]
+        main = self._model(len(self.plans) - 1, vocabulary, dtype)
+        self.models = [
+            main if self._shares_all(i) else self._model(i, vocabulary, dtype)
+            for i in range(len(self.plans) - 1)
+        ]
+        self.models.append(main)
         share_trunk(self.models)
         with torch.device("meta"):
             extras = [task.extra(labels) for task, labels in zip(self.tasks, self.labels, strict=True)]
         self.parts = Parts(self.tasks, self.models, extras).to(dtype=dtype).train()
         self.groups = self._groups(extras)
+
+    def _shares_all(self, index: int) -> bool:
+        """Whether a part is trained on the main one's model, head and all; as `assembly` has it."""
+        mine, main = self.stages[index], self.stages[-1]
+        is_alike = (mine.task, mine.head.kind) == (main.task, main.head.kind)
+        options = [self.tasks[i].model_options(self.labels[i]) for i in (index, -1)]
+        return is_alike and options[0] == options[1] and main.head.start != "new"
 
     def _model(self, index: int, vocabulary: int, dtype: torch.dtype) -> Any:
         import transformers

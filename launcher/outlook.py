@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import recipe as recipes
-from launcher.errors import DoesNotFit, LauncherError
+from launcher.errors import DoesNotFit, LauncherError, ModelError
 from launcher.forecasts import Forecaster
 from launcher.plan import choose, zero
 from launcher.plan.cluster import Cluster
@@ -29,6 +29,7 @@ class Outlook:
         forecasts: of each stage.
         chosen: why `auto` chose so, in words.
         remedies: changes that would fit, in words; empty if it fits.
+        unknown: why there is no forecast; empty if there is one.
     """
 
     recipe: dict[str, Any]
@@ -38,6 +39,7 @@ class Outlook:
     forecasts: tuple[Forecast, ...]
     chosen: tuple[str, ...] = ()
     remedies: tuple[str, ...] = ()
+    unknown: str = ""
 
     @property
     def fits(self) -> bool:
@@ -46,17 +48,22 @@ class Outlook:
 
     def lines(self) -> list[str]:
         """Return everything in words."""
+        if self.unknown:
+            return self.short()
         lines = [*self.chosen, *report.lines(self.forecasts, self.cluster)]
         return lines + [f"  would fit: {each}" for each in self.remedies]
 
     def short(self) -> list[str]:
         """Return what a run says at its begin: the choice, the verdict."""
+        if self.unknown:
+            return [f"no forecast of memory: {self.unknown}"]
         return [*self.chosen, report.verdict(self.forecasts, self.cluster)]
 
     def tree(self) -> dict[str, Any]:
         """Return everything as JSON values."""
         return {
             "ds": self.ds_name,
+            "unknown": self.unknown,
             "chosen": list(self.chosen),
             "remedies": list(self.remedies),
             **report.tree(self.forecasts, self.cluster),
@@ -123,6 +130,20 @@ def look(
         )
     except LauncherError as error:
         return error
+    except (
+        Exception
+    ) as error:  # Of a model's own code, which the meta device may not suit: no reason not to train.
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
+        if ds_config is None:
+            return ModelError(f"--ds auto: the model cannot be traced ({reason}): name a ds config")
+        return Outlook(
+            recipe=recipe_tree,
+            ds_name=ds_name,
+            ds_config=ds_config,
+            cluster=cluster,
+            forecasts=(),
+            unknown=reason,
+        )
 
 
 def _choose(
