@@ -11,7 +11,7 @@ from launcher.run import main
 from tests.conftest import make_tokenizer, sentence, write_jsonl
 from tests.train.test_transfer import BERT, LLAMA
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 class Case:

@@ -21,6 +21,8 @@ from launcher.report.findings import Finding
 from launcher.train import ops
 from tests.conftest import ROOT, make_tokenizer, write_jsonl
 
+pytestmark = pytest.mark.timeout(1200)
+
 CPU = World(num_workers=3, device="cpu")
 PLAIN = {"optimizer": {"type": "AdamW", "params": {"torch_adam": True}}, "zero_optimization": {"stage": 3}}
 # Of a quiet machine less than a minute is asked; this one may have other work.

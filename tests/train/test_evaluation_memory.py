@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from tests.train import test_same_on_any_ranks as same
 from tests.train import transfer_ranks as ranks
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 NUM_TIMES = 20
 NUM_ROWS = {"tags": 3, "translation": 2}
 # Of each row as many as fill micro-batches: however many there are, they are of the same shapes.

@@ -14,6 +14,8 @@ from launcher import recipe as recipes
 from launcher.facts import prepare_all
 from launcher.plan.plan import ModelFacts
 
+pytestmark = pytest.mark.timeout(1200)
+
 CASES = (
     ("llama", "zero2", {"trainable": {"lora": {"rank": 4}}}),
     ("llama", "zero3", {"activation_checkpointing": True}),

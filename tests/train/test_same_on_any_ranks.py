@@ -19,7 +19,7 @@ from tests.tasks.words import word_piece
 from tests.train import transfer_ranks as ranks
 from tests.train.test_transfer import BERT, LLAMA
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 # Ranks in a world, and the ZeRO stage there.
 STAGES = {1: 0, 2: 3, 3: 1}
