@@ -8,11 +8,11 @@ to backward, and at the step's peak.
 """
 
 import argparse
+import gc
 import itertools
 import json
 import os
 import random
-import socket
 import sys
 import tempfile
 import time
@@ -30,7 +30,7 @@ from torch.profiler import ProfilerActivity, profile  # noqa: E402
 from launcher import recipe as recipes  # noqa: E402
 from launcher.facts import prepare_all  # noqa: E402
 from launcher.plan import zero  # noqa: E402
-from launcher.plan.plan import ModelFacts, World, make_plan  # noqa: E402
+from launcher.plan.plan import ModelFacts  # noqa: E402
 
 NUM_RANKS = 2
 LENGTH, ROWS = 128, 4
@@ -43,24 +43,16 @@ def model_config(arch: str, size: str) -> dict[str, Any]:
     """Return the config of a small model."""
     hidden, layers = SIZES[size]
     heads = hidden // 64
+    stack = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads}
     if arch == "llama":
-        return {
-            "model_type": "llama",
-            "hidden_size": hidden,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
+        shape = {
             "num_key_value_heads": heads,
             "intermediate_size": hidden * 8 // 3,
             "tie_word_embeddings": False,
         }
+        return {"model_type": "llama", **stack, **shape}
     if arch == "bert":
-        return {
-            "model_type": "bert",
-            "hidden_size": hidden,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "intermediate_size": hidden * 4,
-        }
+        return {"model_type": "bert", **stack, "intermediate_size": hidden * 4}
     return {
         "model_type": "t5",
         "d_model": hidden,
@@ -153,52 +145,46 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temp:
         folder = Path(temp)
         make_data(folder)
-        jobs = []
-        for case in cases():
-            if options.only and not any(part in case["name"] for part in options.only):
-                continue
-            tree = recipe_of(case["arch"], case["size"], folder, **case["stage"])
-            dumped = recipes.dump(recipes.parse(tree))
-            facts = ModelFacts(hidden_size=SIZES[case["size"]][0])
-            prepared = prepare_all(dumped, facts, str(folder / "store"))
-            jobs.append(case | {"tree": dumped, "facts": facts, "prepared": prepared})
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        torch.multiprocessing.spawn(_rank, (port, jobs, temp), nprocs=NUM_RANKS)
-        measured = json.loads((folder / "measured.json").read_text())
-        report(jobs, measured, options.out)
+        wanted = [
+            case for case in cases() if not options.only or any(part in case["name"] for part in options.only)
+        ]
+        jobs = [job_of(case, folder) for case in wanted]
+        report(jobs, measured(jobs, folder), options.out)
+
+
+def job_of(case: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Prepare a case: `name`, `arch`, `size`, `ds`, and what its `stage` says beyond the usual."""
+    tree = recipes.dump(recipes.parse(recipe_of(case["arch"], case["size"], folder, **case["stage"])))
+    facts = ModelFacts(hidden_size=SIZES[case["size"]][0])
+    return case | {"tree": tree, "facts": facts, "prepared": prepare_all(tree, facts, str(folder / "store"))}
+
+
+def measured(jobs: list[dict[str, Any]], folder: Path) -> dict[str, dict[str, int]]:
+    """Measure jobs one after another on the same ranks; return what rank 0 found, by name."""
+    from tests.conftest import free_port
+
+    torch.multiprocessing.spawn(_rank, (free_port(), jobs, str(folder)), nprocs=NUM_RANKS)
+    found: dict[str, dict[str, int]] = json.loads((folder / "measured.json").read_text())
+    return found
 
 
 def context_of(job: dict[str, Any], rank: int, folder: Path) -> Any:
     """Return what a worker would hold."""
-    from launcher.assembly import Context
-    from launcher.report.record import Recorder
+    from tests.train import transfer_ranks as ranks
 
-    recipe = recipes.parse(job["tree"])
-    ds = zero.load(str(ROOT / "ds_configs" / f"{job['ds']}.json"))
-    world = World(num_workers=NUM_RANKS, device="cpu")
-    return Context(
-        recipe=recipe,
-        plan=make_plan(recipe, ds, job["ds"], job["facts"], job["prepared"].facts, world),
-        prepared=job["prepared"],
-        run_dir=folder / job["name"],
-        rank=rank,
-        device=torch.device("cpu"),
-        recorder=Recorder(None),
-        samples=None,
+    name = job["ds"]
+    ds = zero.load(str(ROOT / "ds_configs" / f"{name}.json"))
+    return ranks.context(
+        job["tree"], name, ds, job["facts"], job["prepared"], folder / job["name"], rank, NUM_RANKS
     )
 
 
 def _rank(rank: int, port: int, jobs: list[dict[str, Any]], temp: str) -> None:
-    import torch.distributed as dist
+    from tests.conftest import join_ranks
 
-    torch.set_num_threads(1)
-    os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(NUM_RANKS))
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=NUM_RANKS)
+    join_ranks(rank, NUM_RANKS, port)
     log = os.open(Path(temp) / f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    if not os.environ.get("SHOW"):
-        os.dup2(log, 1)
+    os.dup2(log, 1)
     found = {}
     for job in jobs:
         found[job["name"]] = measure(context_of(job, rank, Path(temp)))
@@ -206,13 +192,11 @@ def _rank(rank: int, port: int, jobs: list[dict[str, Any]], temp: str) -> None:
             print(job["name"], found[job["name"]], file=sys.stderr, flush=True)
     if rank == 0:
         (Path(temp) / "measured.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
+    torch.distributed.destroy_process_group()
 
 
 def measure(context: Any) -> dict[str, int]:
-    """Assemble a stage, make two steps; return bytes given out by torch's allocator at the marks."""
-    import gc
-
+    """Assemble a stage, make two steps; return bytes in use at the marks, and what is `left` when it is closed."""
     from launcher.assembly import assemble
     from launcher.part import in_lock_step
 
@@ -221,7 +205,6 @@ def measure(context: Any) -> dict[str, int]:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         built = assemble(context, plan)
         gc.collect()
-        marks["built"] = time.time_ns()
         held = {"built": storages()}
         batches = [in_lock_step(built.parts, step) for step in (1, 2)]
         backward = built.engine.engine.backward
@@ -242,13 +225,12 @@ def measure(context: Any) -> dict[str, int]:
         time.sleep(0.01)
     found = _at(profiler, marks, held["begin"])
     built.engine.close()
-    return found | held
+    gc.collect()
+    return found | held | {"left": storages()}
 
 
 def storages() -> int:
     """Return the bytes of all tensors that Python knows of."""
-    import gc
-
     found = {}
     for each in gc.get_objects():
         if isinstance(each, torch.Tensor):
@@ -278,12 +260,12 @@ def _at(profiler: Any, marks: dict[str, int], begin: int) -> dict[str, int]:
 def predict(job: dict[str, Any]) -> tuple[Any, Any]:
     """Return the trace of a case's micro-batch, and what the plan says that it needs."""
     from launcher import footprint
-    from launcher.plan import ds_memory, memory
+    from launcher.plan import ds_memory, forecast, memory
 
     plan, recipe = context_of(job, 0, Path()).plan, recipes.parse(job["tree"])
     stage = plan.stages[0]
     shapes = footprint.of_stage(recipe, stage, job["prepared"].facts, dtype=plan.dtype, device="cpu")
-    trace = shapes.checkpointed if stage.recomputes and shapes.checkpointed else shapes.plain
+    trace = forecast.traced(stage, shapes)
     sharding = ds_memory.sharding(stage.ds, plan.dtype)
     need = memory.of_stage(
         shapes,

@@ -13,8 +13,8 @@ from launcher import recipe as recipes
 from launcher.errors import ClusterError, LauncherError
 from launcher.outlook import Outlook
 from launcher.plan import cluster as clusters
+from launcher.plan import forecast, zero
 from launcher.plan import plan as planning
-from launcher.plan import zero
 from launcher.plan.cluster import Cluster
 from launcher.plan.plan import ModelFacts, Plan, StageFacts, World
 from launcher.recipe import Recipe
@@ -43,10 +43,6 @@ class Asked:
     facts: tuple[StageFacts, ...]
     num_workers: int | None
 
-    def look(self, cluster: Cluster) -> Outlook | LauncherError:
-        """Return the outlook for a cluster."""
-        return outlook.look(*self.arguments(cluster))
-
     def arguments(self, cluster: Cluster) -> tuple[Any, ...]:
         """Return what `outlook.look` takes: plain data."""
         configs = outlook.shipped(CONFIGS)
@@ -55,8 +51,9 @@ class Asked:
 
     def plan(self, found: Outlook, world: World) -> Plan:
         """Return the plan of a run as an outlook has it."""
-        recipe = recipes.parse(found.recipe)
-        return planning.make_plan(recipe, found.ds_config, found.ds_name, self.model_facts, self.facts, world)
+        return planning.make_plan(
+            resolved(found), found.ds_config, found.ds_name, self.model_facts, self.facts, world
+        )
 
 
 def plan(asked: Asked, described: str | None, run_dir: Path) -> int:
@@ -73,7 +70,7 @@ def plan(asked: Asked, described: str | None, run_dir: Path) -> int:
     cluster = clusters.parse(described) if described else this_machine(asked.num_workers or 2)
     if asked.num_workers is not None:
         cluster = limited(cluster, asked.num_workers)
-    found = _raised(asked.look(cluster))
+    found = _raised(outlook.look(*asked.arguments(cluster)))
     return told(asked, found, World(num_workers=cluster.num_workers, device=cluster.device), run_dir)
 
 
@@ -116,9 +113,7 @@ def fly(asked: Asked, found: Outlook, world: World, run_dir: Path) -> list[str]:
         step_bytes=worst.sent_bytes if worst else None,
         compute_s=worst.work_s if worst else None,
         host_bytes=max((each.host_bytes for each in found.forecasts), default=None),
-        disk_bytes=max((each.checkpoint_bytes for each in found.forecasts), default=0)
-        * asked.recipe.checkpoint.keep
-        + sum(each.export_bytes for each in found.forecasts),
+        disk_bytes=forecast.disk_bytes(found.forecasts, asked.recipe.checkpoint.keep),
     )
     results = preflight.check(wanted)
     storage.make_directory(run_dir)
@@ -140,7 +135,7 @@ def resolved(found: Outlook) -> Recipe:
 
 def is_long(found: Outlook) -> bool:
     """Return whether a run is expected to take long enough for a pre-flight to pay."""
-    return sum(each.total_s or 0.0 for each in found.forecasts) > LONG_S
+    return forecast.total_s(found.forecasts) > LONG_S
 
 
 def this_machine(num_workers: int) -> Cluster:

@@ -1,5 +1,6 @@
 """From a stage's plan to what DeepSpeed trains: tokenizer, tasks, models on one trunk, groups, engine."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from launcher.part import Part, Seat
+from launcher.part import Part, Seat, is_same_head
 from launcher.plan.plan import Plan, StagePlan
-from launcher.recipe import Recipe
+from launcher.recipe import Recipe, Stage
 from launcher.report.record import Recorder
 from launcher.tasks import base
 
 if TYPE_CHECKING:
     from launcher.facts import Prepared
+    from launcher.train.trainable import Group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +68,7 @@ def assemble(context: Context, plan: StagePlan) -> Assembly:
     own = _built(context, main, start, origin, main.plan.head_start)
     built = [
         own
-        if part is main or _is_same_head(part, main)
+        if part is main or _shares_all(part, main)
         else _built(context, part, start, origin, part.plan.head_start)
         for part in parts
     ]
@@ -142,27 +144,19 @@ def _built(context: Context, part: Part, start: str, origin: str | None, kind: s
 
 
 def _engine(context: Context, plan: StagePlan, parts: list[Part], built: list[_Built]) -> Any:
-    from launcher.train import adapters, engine, recompute, trainable
+    from launcher.train import engine, recompute
     from launcher.train.parts import Parts, share_trunk
 
     models, extras = [each.model for each in built], [each.extra for each in built]
     share_trunk(models)
-    # Only now: of what was loaded, one trunk is left. What any stage freezes of it does not move.
-    for part, each in zip(parts, built, strict=True):
-        trainable.freeze(each.model, part.asked)
-    for part, each in zip(parts, built, strict=True):
-        if part.asked.trainable.lora is not None and not adapters.is_adapted(each.model):
-            adapters.add(each.model, part.asked, each.drawn)
-        if plan.recomputes:
-            recompute.turn_on(each.model)
-    groups = [
-        group
-        for part, each in zip(parts, built, strict=True)
-        for group in trainable.groups(each.model, each.extra, part.asked)
-    ]
+    stages = [part.asked for part in parts]
+    groups = trained_groups(models, extras, stages, [each.drawn for each in built])
+    if plan.recomputes:
+        for model in models:
+            recompute.turn_on(model)
     return engine.Engine(
         Parts([part.task for part in parts], models, extras),
-        trainable.merged(groups),
+        groups,
         plan,
         weights=[part.asked.weight if len(parts) > 1 else 1.0 for part in parts],
         seed=parts[-1].asked.seed,
@@ -170,11 +164,33 @@ def _engine(context: Context, plan: StagePlan, parts: list[Part], built: list[_B
     )
 
 
-def _is_same_head(part: Part, main: Part) -> bool:
-    """Whether two parts say the same of a trunk: then they share all, as when one follows the other."""
+def trained_groups(
+    models: Sequence[Any], extras: Sequence[Any], stages: Sequence[Stage], drawn: Sequence[Sequence[str]]
+) -> "list[Group]":
+    """Freeze and adapt the models of parts as their stages ask; return what is left to train, in groups.
+
+    To be called when they share a trunk: what any stage freezes of it does not move.
+
+    Args:
+        models: of each part.
+        extras: their tasks' parameters beside them.
+        stages: as asked.
+        drawn: names of the parameters of each that begin at random.
+    """
+    from launcher.train import adapters, trainable
+
+    for model, stage in zip(models, stages, strict=True):
+        trainable.freeze(model, stage)
+    for model, stage, names in zip(models, stages, drawn, strict=True):
+        if stage.trainable.lora is not None and not adapters.is_adapted(model):
+            adapters.add(model, stage, names)
+    each = zip(models, extras, stages, strict=True)
+    return trainable.merged([group for parts in each for group in trainable.groups(*parts)])
+
+
+def _shares_all(part: Part, main: Part) -> bool:
     mine, others = (each.task.model_options(each.facts.train.labels) for each in (part, main))
-    is_alike = part.asked.task == main.asked.task and part.asked.head.kind == main.asked.head.kind
-    return is_alike and mine == others and main.asked.head.start != "new"
+    return is_same_head(part.asked, mine, main.asked, others)
 
 
 def write_export(context: Context, part: Part, index: int, built: Assembly) -> None:

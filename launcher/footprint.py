@@ -8,13 +8,14 @@ import torch
 
 from launcher import tasks
 from launcher.errors import LauncherError, ModelError
+from launcher.part import is_same_head
 from launcher.plan.plan import StageFacts, StagePlan
 from launcher.plan.shapes import Parameter, Shapes, Trace, deeper
 from launcher.recipe import Recipe
 
-# What a head has for labels where nothing tells them yet: few or many, it is small beside the trunk.
 # Models with more layers than DEEP are traced with FEW.
 DEEP, FEW = 8, (2, 4)
+# What a head has for labels where nothing tells them yet: few or many, it is small beside the trunk.
 SOME_LABELS = tuple(f"L{i}" for i in range(8))
 
 
@@ -42,20 +43,16 @@ def of_stage(
     def skeleton(layers: int | None = None) -> _Skeleton:
         return _Skeleton(recipe, plan, facts, vocabulary, models.DTYPES[dtype], layers)
 
-    with trace.attention_of(device, recipe.model.attention) as work:
-        whole = skeleton()
-        depth = whole.depth()
-        if depth is None or depth <= DEEP:
-            return whole.shapes(*whole.traces(work))
-        # A deep model's layers are alike, so the rest follows from a few.
-        pairs = [skeleton(layers).traces(work) for layers in FEW]
-        times = (depth - FEW[1]) / (FEW[1] - FEW[0])
-        plain, checkpointed = (
-            deeper(shallow, deep, times) if shallow and deep else None
-            for shallow, deep in zip(*pairs, strict=True)
-        )
-        assert plain is not None
-        return whole.shapes(plain, checkpointed)
+    work = trace.register_attention(device, recipe.model.attention)
+    whole = skeleton()
+    depth = whole.depth()
+    if depth is None or depth <= DEEP:
+        return whole.shapes(*whole.traces(work))
+    # A deep model's layers are alike, so the rest follows from a few.
+    (few, few_again), (more, more_again) = (skeleton(layers).traces(work) for layers in FEW)
+    times = (depth - FEW[1]) / (FEW[1] - FEW[0])
+    again = deeper(few_again, more_again, times) if few_again and more_again else None
+    return whole.shapes(deeper(few, more, times), again)
 
 
 class _Skeleton:
@@ -91,11 +88,9 @@ class _Skeleton:
         self.groups = self._groups(extras)
 
     def _shares_all(self, index: int) -> bool:
-        """Whether a part is trained on the main one's model, head and all; as `assembly` has it."""
-        mine, main = self.stages[index], self.stages[-1]
-        is_alike = (mine.task, mine.head.kind) == (main.task, main.head.kind)
-        options = [self.tasks[i].model_options(self.labels[i]) for i in (index, -1)]
-        return is_alike and options[0] == options[1] and main.head.start != "new"
+        """Whether a part is trained on the main one's model."""
+        mine, main = (self.tasks[i].model_options(self.labels[i]) for i in (index, -1))
+        return is_same_head(self.stages[index], mine, self.stages[-1], main)
 
     def _model(self, index: int, vocabulary: int, dtype: torch.dtype) -> Any:
         import transformers
@@ -130,18 +125,11 @@ class _Skeleton:
 
     def _groups(self, extras: list[Any]) -> dict[int, int]:
         """Return by id the optimizer group of each parameter that is trained."""
-        from launcher.train import adapters, trainable
+        from launcher.assembly import trained_groups
 
-        for model, stage in zip(self.models, self.stages, strict=True):
-            trainable.freeze(model, stage)
-        for model, stage in zip(self.models, self.stages, strict=True):
-            if stage.trainable.lora is not None and not adapters.is_adapted(model):
-                with torch.device("meta"):
-                    adapters.add(model, stage)
-        each = zip(self.models, extras, self.stages, strict=True)
-        groups = [group for model, extra, stage in each for group in trainable.groups(model, extra, stage)]
-        merged = trainable.merged(groups)
-        return {id(p): i for i, group in enumerate(merged) for p in group.parameters}
+        with torch.device("meta"):
+            groups = trained_groups(self.models, extras, self.stages, [()] * len(self.models))
+        return {id(p): i for i, group in enumerate(groups) for p in group.parameters}
 
     def depth(self) -> int | None:
         """Return the number of layers; None if they are not all alike, or not all trained alike."""

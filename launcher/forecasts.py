@@ -23,7 +23,7 @@ class Forecaster:
             facts: of each stage's data.
         """
         self.model_facts, self.facts = model_facts, facts
-        self._known: dict[tuple[str, str, str], Shapes] = {}
+        self._known: dict[tuple[Any, ...], Shapes] = {}
 
     def __call__(
         self, recipe: Recipe, ds_name: str, ds_config: Mapping[str, Any], cluster: Cluster
@@ -37,7 +37,8 @@ class Forecaster:
         plan = make_plan(recipe, dict(ds_config), ds_name, self.model_facts, self.facts, world)
         result = []
         for stage in plan.stages:
-            key = (stage.name, plan.dtype, world.device)
+            # By what is trained, not by name: the baseline is the last stage once more.
+            key = (stage.index, len(stage.beside), plan.dtype, world.device)
             if key not in self._known:
                 self._known[key] = footprint.of_stage(
                     recipe, stage, self.facts, dtype=plan.dtype, device=world.device

@@ -14,7 +14,6 @@ from launcher.plan.plan import ModelFacts, StageFacts
 from launcher.recipe import Recipe
 from launcher.report import forecast as report
 
-AUTO = "auto"
 # The simplest first; those to a disk only where a user names one.
 SHIPPED = ("zero1", "zero2", "zero3", "zero3_multinode", "zero2_offload", "zero3_offload")
 
@@ -130,9 +129,8 @@ def look(
         )
     except LauncherError as error:
         return error
-    except (
-        Exception
-    ) as error:  # Of a model's own code, which the meta device may not suit: no reason not to train.
+    except Exception as error:
+        # Of a model's own code, which the meta device may not suit: no reason not to train.
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
         if ds_config is None:
             return ModelError(f"--ds auto: the model cannot be traced ({reason}): name a ds config")

@@ -27,6 +27,17 @@ class Seat:
     pad_token_id: int
 
 
+def is_same_head(stage: Stage, options: dict[str, Any], main: Stage, main_options: dict[str, Any]) -> bool:
+    """Whether a stage says the same of a trunk as the main one: then they share all, head included.
+
+    Args:
+        stage, main: as asked.
+        options, main_options: their tasks' `model_options`.
+    """
+    is_alike = (stage.task, stage.head.kind) == (main.task, main.head.kind)
+    return is_alike and options == main_options and main.head.start != "new"
+
+
 class Part:
     """A stage, its task and its data."""
 

@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from launcher import bandwidth, placement, probes, storage, verdicts
 from launcher.errors import ClusterError, StorageError
-from launcher.plan import zero
+from launcher.plan import offload, zero
 from launcher.plan.plan import World
 from launcher.report.findings import Finding, Status, finding
 from launcher.train import ops
@@ -193,17 +193,12 @@ def _on(node: dict[str, Any], function: Callable[..., Any], **options: Any) -> A
 
 
 def _look(wanted: Wanted, nodes: dict[str, dict[str, Any]], folder: Path, limit_s: float) -> dict[str, Any]:
-    zero_config = wanted.ds_config.get("zero_optimization") or {}
-    offloads = [zero_config.get(f"offload_{each}") or {} for each in ("optimizer", "param")]
-    scratch = [
-        each["nvme_path"] for each in offloads if each.get("device") == "nvme" and each.get("nvme_path")
-    ]
     asked = probes.Look(
         run_root=str(wanted.run_root),
         folder=str(folder),
         model_path=wanted.model_path,
         data_files=wanted.data_files,
-        scratch=tuple(dict.fromkeys(str(path) for path in scratch)),
+        scratch=tuple(dict.fromkeys(offload.disks(wanted.ds_config).values())),
         limit_s=limit_s,
     )
     return {name: _on(node, probes.look).remote(asked, _file(name)) for name, node in nodes.items()}

@@ -19,7 +19,7 @@ from launcher.errors import LauncherError, RecipeError, RunExists  # noqa: E402
 
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
 INTERRUPTED = 130
-AUTO, CHOSEN, PLAN = "auto", "auto.json", "plan.json"
+AUTO, CHOSEN = "auto", "auto.json"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,10 +53,8 @@ def _main(options: argparse.Namespace) -> int:
 
 def _launch(options: argparse.Namespace, recipe: Any) -> int:
     from launcher.plan import sizes, zero
-    from launcher.report import summary as report
-    from launcher.report.view import View
 
-    view, ds_name, ds_config = View(), str(options.ds), None
+    ds_name, ds_config = str(options.ds), None
     if ds_name != AUTO:
         ds_config = zero.load(ds_name)
         zero.check(ds_config, ds_name)
@@ -86,10 +84,17 @@ def _launch(options: argparse.Namespace, recipe: Any) -> int:
     )
     if options.plan and (options.cluster or not _joins_a_cluster(options)):
         return ahead.plan(asked, options.cluster, run_dir)
+    return _on_cluster(options, asked, run_dir)
+
+
+def _on_cluster(options: argparse.Namespace, asked: Any, run_dir: Path) -> int:
+    """Join or start a cluster; look ahead on it; train."""
+    from launcher import ahead, driver
+    from launcher.report import summary as report
+    from launcher.report.view import View
+
+    view = View()
     storage.make_directory(run_dir.parent / ".store")
-
-    from launcher import driver
-
     with driver.cluster(options.address, options.workers) as world:
         found = ahead.look_on_cluster(asked, world)
         if options.plan:
@@ -104,13 +109,13 @@ def _launch(options: argparse.Namespace, recipe: Any) -> int:
             recipe=ahead.resolved(found),
             ds_config=found.ds_config,
             ds_name=found.ds_name,
-            model_facts=model_facts,
+            model_facts=asked.model_facts,
             run_dir=run_dir,
             outlook=found,
         )
         if options.seeds is None:
             ended = _train(job, world, view, run_dir.parent / ".store", fresh=options.fresh)
-            view.say(_end(ended, recipe, run_dir))
+            view.say(_end(ended, asked.recipe, run_dir))
         else:
             view.say("\n".join(report.seeds_lines(_train_seeds(job, world, view, options), str(run_dir))))
     return 0
@@ -159,7 +164,7 @@ def _train_seeds(job: Any, world: Any, view: Any, options: argparse.Namespace) -
 
 def _train(job: Any, world: Any, view: Any, store: Path, *, fresh: bool) -> dict[str, Any]:
     """Prepare the data, plan, and train; return the summary."""
-    from launcher import driver, stores
+    from launcher import ahead, driver, stores
     from launcher import recipe as recipes
     from launcher.plan import plan as planning
     from launcher.plan import zero
@@ -174,7 +179,7 @@ def _train(job: Any, world: Any, view: Any, store: Path, *, fresh: bool) -> dict
         if not fresh:
             stores.check_data(run_dir, prepared.data_files)
         _open_run(run_dir, recipe, ds_config, fresh=fresh)
-        storage.write_json(run_dir / PLAN, job.outlook.tree())
+        storage.write_json(run_dir / ahead.PLAN, job.outlook.tree())
         if job.outlook.chosen:
             chosen = {"recipe": recipes.dump(recipe), "ds_name": job.ds_name, "ds_config": ds_config}
             storage.write_json(run_dir / CHOSEN, chosen)

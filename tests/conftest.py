@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,25 @@ def make_tokenizer(folder: Path, texts: list[str], vocabulary: int = 400) -> Pat
     )
     fast.save_pretrained(folder)
     return folder
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def join_ranks(rank: int, num_ranks: int, port: int) -> None:
+    """Make this process one rank of a world on gloo."""
+    import torch
+
+    torch.set_num_threads(1)
+    # DeepSpeed wants to find the local rank here, as Ray Train and torchrun put it.
+    os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(num_ranks))
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=num_ranks
+    )
 
 
 def chat_rows(num_rows: int, seed: int = 0) -> list[dict]:

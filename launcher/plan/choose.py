@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from launcher.plan.cluster import Cluster
-from launcher.plan.forecast import Forecast
+from launcher.plan.forecast import Forecast, total_s
 from launcher.recipe import Recipe
 
 MORE_WORKERS = (2, 4, 8, 16)
@@ -39,7 +39,7 @@ class Way:
     @property
     def total_s(self) -> float:
         """Seconds of all stages, about; 0 where unknown."""
-        return sum(each.total_s or 0.0 for each in self.forecasts)
+        return total_s(self.forecasts)
 
 
 Ask = Callable[[Recipe, str, Mapping[str, Any], Cluster], tuple[Forecast, ...]]

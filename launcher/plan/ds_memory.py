@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-Place = Literal["none", "cpu", "nvme"]
+from launcher.plan import offload
+from launcher.plan.offload import Place
+
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 # States that an optimizer keeps for each parameter, in fp32 elements.
 STATES = {"adam": 2, "adamw": 2, "lion": 1, "sgd": 0, "adagrad": 1, "muon": 1, "fusedadam": 2, "lamb": 2}
@@ -21,7 +23,6 @@ class Sharding:
         states: fp32 elements that the optimizer keeps for each parameter.
         adam_is_torch: whether torch's own optimizer makes the update, which needs room for it.
         offload_optimizer, offload_param: where to.
-        pinned: whether the host's buffers are page-locked.
         reduce_bucket, allgather_bucket, prefetch, persistence, max_reuse, sub_group: elements.
         hpz: ranks that share a second copy of the weights (ZeRO++).
     """
@@ -33,7 +34,6 @@ class Sharding:
     adam_is_torch: bool
     offload_optimizer: Place
     offload_param: Place
-    pinned: bool
     overlap_comm: bool
     reduce_bucket: int
     allgather_bucket: int
@@ -57,16 +57,14 @@ def sharding(ds: Mapping[str, Any], dtype: str) -> Sharding:
     name = str(optimizer.get("type", "AdamW")).lower()
     accumulated = (ds.get("data_types") or {}).get("grad_accum_dtype") or dtype
     overlap = section.get("overlap_comm")
-    offload = section.get("offload_optimizer") or {}
     return Sharding(
         stage=stage,
         bytes=BYTES[dtype],
         gradient_bytes=BYTES.get(accumulated, BYTES[dtype]),
         states=STATES.get(name, 2),
         adam_is_torch=bool((optimizer.get("params") or {}).get("torch_adam")),
-        offload_optimizer=_place(section, "offload_optimizer"),
-        offload_param=_place(section, "offload_param"),
-        pinned=bool(offload.get("pin_memory")),
+        offload_optimizer=offload.place(ds, "offload_optimizer"),
+        offload_param=offload.place(ds, "offload_param"),
         overlap_comm=stage == 3 if overlap is None else bool(overlap),
         reduce_bucket=_size(section, "reduce_bucket_size", 500_000_000),
         allgather_bucket=_size(section, "allgather_bucket_size", 500_000_000),
@@ -76,12 +74,6 @@ def sharding(ds: Mapping[str, Any], dtype: str) -> Sharding:
         sub_group=_size(section, "sub_group_size", 1_000_000_000),
         hpz=int(section.get("zero_hpz_partition_size") or 1),
     )
-
-
-def _place(section: Mapping[str, Any], name: str) -> Place:
-    device = (section.get(name) or {}).get("device")
-    is_old_key = section.get({"offload_optimizer": "cpu_offload"}.get(name, "cpu_offload_params"))
-    return "nvme" if device == "nvme" else "cpu" if device == "cpu" or is_old_key else "none"
 
 
 def _size(section: Mapping[str, Any], name: str, default: int) -> int:

@@ -1,5 +1,6 @@
 """What a stage will need and cost on a cluster, and whether it fits: arithmetic on what was traced."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Literal
@@ -10,8 +11,8 @@ from launcher.plan.ds_memory import Sharding, sharding
 from launcher.plan.memory import Need
 from launcher.plan.plan import StagePlan
 from launcher.plan.shapes import Shapes, Trace
+from launcher.plan.zero import Dtype
 
-Dtype = Literal["fp32", "bf16", "fp16"]
 DEVICE_SHARE, HOST_SHARE = 0.94, 0.9
 """What of a device's and a host's memory can be planned with: the allocator cannot use every byte, and a host
 has other work."""
@@ -116,6 +117,22 @@ def of_stage(plan: StagePlan, shapes: Shapes, cluster: Cluster, dtype: Dtype) ->
         num_steps=plan.num_steps,
         tokens_per_step=plan.units_per_step * plan.max_length,
     )
+
+
+def total_s(forecasts: Sequence[Forecast]) -> float:
+    """Return the seconds of all stages' steps, about; what is unknown counts as none."""
+    return sum(each.total_s or 0.0 for each in forecasts)
+
+
+def disk_bytes(forecasts: Sequence[Forecast], keep: int = 2) -> int:
+    """Return the bytes that a run leaves: every stage's export, and the checkpoints of the largest.
+
+    Args:
+        forecasts: of its stages.
+        keep: checkpoints that are kept.
+    """
+    checkpoints = max((each.checkpoint_bytes for each in forecasts), default=0)
+    return keep * checkpoints + sum(each.export_bytes for each in forecasts)
 
 
 def traced(plan: StagePlan, shapes: Shapes) -> Trace:

@@ -21,7 +21,6 @@ STAGE3 = "deepspeed/runtime/zero/stage3.py"
 STAGE12 = "deepspeed/runtime/zero/stage_1_and_2.py"
 GPU_FRAMEWORK = 1_500_000_000
 """CUDA context, NCCL's buffers, workspaces of cuBLAS: not measured here."""
-SHARD_BYTES = 5 * 2**30
 
 
 @dataclass(frozen=True, slots=True)

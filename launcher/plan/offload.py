@@ -3,12 +3,29 @@
 import os
 import tempfile
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from launcher.errors import DsConfigError
 
 KEYS = ("offload_optimizer", "offload_param")
+Place = Literal["none", "cpu", "nvme"]
+# What older ds configs have instead.
+_OLD = {"offload_optimizer": "cpu_offload", "offload_param": "cpu_offload_params"}
 _REMEDY = "mount a local NVMe disk there, or write the path of one into a copy of the ds config"
+
+
+def place(config: Mapping[str, Any], key: str) -> Place:
+    """Return where a ds config offloads to.
+
+    Args:
+        config: the ds config.
+        key: one of `KEYS`.
+    """
+    section = config.get("zero_optimization") or {}
+    device = (section.get(key) or {}).get("device")
+    return (
+        "nvme" if device == "nvme" else "cpu" if device == "cpu" or section.get(_OLD[key]) is True else "none"
+    )
 
 
 def check(config: Mapping[str, Any], where: str) -> None:
@@ -44,7 +61,7 @@ def disks(config: Mapping[str, Any]) -> dict[str, str]:
     return {
         f"zero_optimization.{key}.nvme_path": str(section[key]["nvme_path"])
         for key in KEYS
-        if (section.get(key) or {}).get("device") == "nvme"
+        if place(config, key) == "nvme"
     }
 
 

@@ -380,13 +380,8 @@ def _complete_optimizer(full: Config, asked: Asked) -> None:
     _fill(params, "eps", asked.eps, absent=is_adam)
     _fill(params, "weight_decay", asked.weight_decay, absent=is_adam)
     # DeepSpeed's fused Adam is a CUDA kernel; on CPUs it has one only for an offloaded optimizer.
-    if is_adam and asked.device == "cpu" and not _offloads_optimizer(full):
+    if is_adam and asked.device == "cpu" and offload.place(full, "offload_optimizer") == "none":
         params.setdefault("torch_adam", True)
-
-
-def _offloads_optimizer(full: Config) -> bool:
-    device = _at(full, "zero_optimization.offload_optimizer.device") or "none"
-    return device != "none" or _at(full, "zero_optimization.cpu_offload") is True
 
 
 def _complete_scheduler(section: Config, asked: Asked) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from launcher.plan.choose import Way
 from launcher.plan.cluster import Cluster
-from launcher.plan.forecast import Forecast
+from launcher.plan.forecast import Forecast, disk_bytes, total_s
 from launcher.plan.memory import PHASES
 
 GIB, MIB = 1 << 30, 1 << 20
@@ -114,15 +114,14 @@ def _in_short(forecast: Forecast, cluster: Cluster) -> str:
 def _cost(forecasts: Sequence[Forecast], cluster: Cluster) -> str:
     steps = sum(each.num_steps for each in forecasts)
     tokens = sum(each.num_steps * each.tokens_per_step for each in forecasts)
-    seconds = sum(each.total_s or 0.0 for each in forecasts)
+    seconds = total_s(forecasts)
     price = ""
     if cluster.price_per_hour is not None and seconds:
         price = (
             f", about {cluster.price_per_hour * seconds / 3600:,.2f} at {cluster.price_per_hour:,.2f} an hour"
         )
-    disk = sum(each.export_bytes for each in forecasts) + max(2 * each.checkpoint_bytes for each in forecasts)
     takes = f", about {_time(seconds)} of steps" if seconds else ""
-    return f"  in all: {steps:,} steps, up to {tokens:,} tokens{takes}{price}; {_size(disk)} on the run root's disk"
+    return f"  in all: {steps:,} steps, up to {tokens:,} tokens{takes}{price}; {_size(disk_bytes(forecasts))} on the run root's disk"
 
 
 def _shares(forecast: Forecast) -> tuple[float, float]:

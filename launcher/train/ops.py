@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from launcher.plan import offload
+
 LOCK = ".launcher-build.lock"
 _POLL_S = 0.25
 _REMEDIES = {
@@ -25,12 +27,8 @@ def needed(ds_config: Mapping[str, Any], device: str) -> tuple[str, ...]:
         device: "cuda" or "cpu".
     """
     zero = ds_config.get("zero_optimization") or {}
-    places = {
-        name: (zero.get(f"offload_{name}") or {}).get("device") or "none" for name in ("optimizer", "param")
-    }
-    if zero.get("cpu_offload") is True:
-        places["optimizer"] = "cpu"
-    names = [_of_optimizer(ds_config.get("optimizer") or {}, places["optimizer"] != "none")]
+    places = {key: offload.place(ds_config, key) for key in offload.KEYS}
+    names = [_of_optimizer(ds_config.get("optimizer") or {}, places["offload_optimizer"] != "none")]
     if "nvme" in places.values():
         names.append("AsyncIOBuilder")
         if (ds_config.get("aio") or {}).get("use_gds"):

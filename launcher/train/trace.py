@@ -93,15 +93,14 @@ def run(
         batches: of each part, on the meta device.
         loss_of: from the module's outputs to the loss.
         rows, length: of the batches, for the record.
-        attention_work: what `attention_of` yielded.
-
+        attention_work: what `register_attention` returned.
     """
     given = [tensor for batch in batches for tensor in batch.values()]
     attention_work.clear()
     live = Live([*module.parameters(), *module.buffers(), *given])
     with _hooked(module, live), live:
         outputs = module(batches)
-        logits = sum({_bytes(leaf)[0]: _bytes(leaf)[1] for leaf in tree_leaves(outputs)}.values())
+        logits = sum(dict(map(_bytes, tree_leaves(outputs))).values())
         held = max(0, live.used - logits)
         loss = loss_of(outputs)
         del outputs  # As in training: what the loss does not keep of them is gone.
@@ -119,16 +118,15 @@ def run(
     )
 
 
-@contextmanager
-def attention_of(device: str, name: str) -> Iterator[list[int]]:
+def register_attention(device: str, name: str) -> list[int]:
     """Let `ATTENTION` hold what the attention of a device holds.
 
     Args:
         device: `cuda` or `cpu`.
         name: the implementation asked for, as the recipe has it.
 
-    Yields:
-        The floating-point operations of each attention, as they come.
+    Returns:
+        A list that gets the floating-point operations of each attention, as it is run.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -162,7 +160,7 @@ def attention_of(device: str, name: str) -> Iterator[list[int]]:
 
     AttentionInterface.register(ATTENTION, attend)
     AttentionMaskInterface.register(ATTENTION, mask_of)
-    yield work
+    return work
 
 
 class _Fused(torch.autograd.Function):

@@ -1,8 +1,6 @@
 """Every shipped ds config: valid for the installed DeepSpeed, and trained by real engines on two CPU ranks."""
 
 import json
-import os
-import socket
 import traceback
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +16,10 @@ from launcher.errors import DsConfigError
 from launcher.facts import Prepared, prepare_all
 from launcher.part import in_lock_step
 from launcher.plan import zero
-from launcher.plan.plan import ModelFacts, StagePlan, World, make_plan
-from launcher.report.record import Recorder
-from tests.conftest import ROOT
+from launcher.plan.plan import ModelFacts, StagePlan
+from tests.conftest import ROOT, free_port, join_ranks
+from tests.plan.test_zero import ASKED
+from tests.train import transfer_ranks as ranks
 
 SHIPPED = ROOT / "ds_configs"
 CONFIGS = sorted(path.stem for path in SHIPPED.glob("*.json"))
@@ -67,20 +66,6 @@ def load(name: str, disk: Path) -> dict[str, Any]:
     return config
 
 
-def context_of(name: str, folder: Path, tree: dict[str, Any], prepared: Prepared, rank: int) -> Context:
-    recipe, world = recipes.parse(tree), World(num_workers=NUM_RANKS, device="cpu")
-    return Context(
-        recipe=recipe,
-        plan=make_plan(recipe, load(name, folder / "disk"), name, FACTS, prepared.facts, world),
-        prepared=prepared,
-        run_dir=folder / name,
-        rank=rank,
-        device=torch.device("cpu"),
-        recorder=Recorder(None),
-        samples=None,
-    )
-
-
 def step(built: Assembly, plan: StagePlan, number: int) -> Any:
     return built.engine.step(in_lock_step(built.parts, number), plan.schedule.lr(number))
 
@@ -120,15 +105,13 @@ def _rank(
 
     import torch.distributed as dist
 
-    torch.set_num_threads(1)
-    # DeepSpeed wants to find the local rank here, as Ray Train and torchrun put it.
-    os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(NUM_RANKS))
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=NUM_RANKS)
+    join_ranks(rank, NUM_RANKS, port)
     results: dict[str, Any] = {}
     for name in names:
         began_s = time.monotonic()
         try:
-            results[name] = trained(context_of(name, Path(folder), tree, prepared, rank))
+            config, run_dir = load(name, Path(folder) / "disk"), Path(folder) / name
+            results[name] = trained(ranks.context(tree, name, config, FACTS, prepared, run_dir, rank))
         except Exception:
             raise RuntimeError(f"{name}: {traceback.format_exc()}") from None
         results[name]["seconds"] = time.monotonic() - began_s
@@ -144,10 +127,7 @@ def runs(chat_setup: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
     asked = recipes.dump(recipes.parse(tree(chat_setup)))
     prepared = prepare_all(asked, FACTS, str(folder / "store"))
     names = [name for name in CONFIGS if name != "zero3_nvme" or has_disk_op()]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_rank, (port, names, str(folder), asked, prepared), nprocs=NUM_RANKS)
+    torch.multiprocessing.spawn(_rank, (free_port(), names, str(folder), asked, prepared), nprocs=NUM_RANKS)
     found = json.loads((folder / "rank-0.json").read_text())
     weights = {name: load_file(folder / name / "stages/chat/export/model.safetensors") for name in names}
     return {name: found[name] | {"weights": weights[name]} for name in names}
@@ -218,23 +198,10 @@ def test_valid_for_the_installed_deepspeed(name: str, device: str, asked: zero.A
 
 @pytest.fixture
 def asked() -> zero.Asked:
-    return zero.Asked(
-        micro_batch=1,
-        accumulation=1,
-        num_workers=1,
-        global_batch=1,
-        learning_rate=1e-5,
-        betas=(0.9, 0.999),
-        eps=1e-8,
-        weight_decay=0.0,
-        gradient_clipping=1.0,
-        dtype="bf16",
-        schedule="linear",
-        warmup_steps=0,
-        num_steps=10,
-        hidden_size=4096,
-        device="cuda",
-        written=frozenset({"global_batch", "learning_rate", "dtype"}),
+    """One worker, as the test's own process is one."""
+    written = frozenset({"global_batch", "learning_rate", "dtype"})
+    return replace(
+        ASKED, micro_batch=1, accumulation=1, num_workers=1, global_batch=1, hidden_size=4096, written=written
     )
 
 

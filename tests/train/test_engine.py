@@ -1,8 +1,6 @@
 """The engine against a plain loop: the same losses in every ZeRO stage, precision and number of workers."""
 
 import json
-import os
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ from launcher import recipe as recipes
 from launcher.facts import Prepared, prepare_all
 from launcher.plan import zero
 from launcher.plan.plan import World, make_plan
-from tests.conftest import ROOT
+from tests.conftest import ROOT, free_port, join_ranks
 
 STEPS = 8
 FACTS = {"hidden_size": 64, "max_positions": 256}
@@ -92,11 +90,7 @@ def _train_rank(rank: int, num_workers: int, port: int, setup: dict, cases: list
     from launcher.train import engine, export, model, trainable
     from launcher.train.parts import Parts
 
-    torch.set_num_threads(1)
-    # DeepSpeed wants to find the local rank here, as Ray Train and torchrun put it.
-    os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(num_workers))
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=num_workers)
+    join_ranks(rank, num_workers, port)
     results = {}
     for ds, dtype in cases:
         recipe = _recipe(setup, dtype)
@@ -154,10 +148,7 @@ def _train_rank(rank: int, num_workers: int, port: int, setup: dict, cases: list
 
 
 def _run(num_workers: int, setup: dict, cases: list, out: Path) -> dict:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    arguments = (num_workers, port, setup, cases, str(out))
+    arguments = (num_workers, free_port(), setup, cases, str(out))
     torch.multiprocessing.spawn(_train_rank, arguments, nprocs=num_workers)
     return json.loads(out.read_text())
 

@@ -1,14 +1,13 @@
 """What evaluation holds at once does not depend on how much is evaluated."""
 
-import weakref
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from launcher.train.trace import Live
+from tests.conftest import join_ranks
 from tests.train import test_same_on_any_ranks as same
 from tests.train import transfer_ranks as ranks
 
@@ -19,37 +18,8 @@ NUM_ROWS = {"tags": 3, "translation": 2}
 NUM_COPIES = 6
 
 
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that an operation returned and that still live; `most` is the peak."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now, self.most = 0, 0
-        self._known: dict[int, weakref.ref] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor):
-                self._see(tensor.untyped_storage())
-        return made
-
-    def _see(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._known:
-            return
-
-        def forget(_: Any) -> None:
-            self.now -= size
-            del self._known[key]
-
-        self._known[key] = weakref.ref(storage, forget)
-        self.now += size
-        self.most = max(self.most, self.now)
-
-
 def _rank(rank: int, num_ranks: int, port: int, pairs: list[tuple[ranks.Case, ranks.Case]], out: str) -> None:
-    same.join(rank, num_ranks, port)
+    join_ranks(rank, num_ranks, port)
     torch.save({few.name: peaks(few, many) for few, many in pairs}, out)
     torch.distributed.destroy_process_group()
 
@@ -59,7 +29,7 @@ def peaks(few: ranks.Case, many: ranks.Case) -> list[dict[str, int]]:
     from launcher.assembly import assemble
     from launcher.part import Part
 
-    context = same.context_of(few, 0, 1)
+    context = ranks.context_of(few, 0, 1)
     built = assemble(context, context.plan.stages[0])
     small = built.parts[0]
     facts = replace(small.facts, eval=many.prepared.facts[0].eval)
@@ -74,9 +44,11 @@ def peaks(few: ranks.Case, many: ranks.Case) -> list[dict[str, int]]:
 def peak(engine: Any, part: Any) -> dict[str, int]:
     """Evaluate; return the number of batches, and the peak of all tensors in bytes."""
     num_batches = sum(1 for _ in part.eval_batches())
-    with LiveBytes() as live:
+    with Live([]) as live:
         engine.evaluate(0, part.eval_batches())
-    return {"batches": num_batches, "bytes": live.most}
+    # Without a backward there are no gradients: the curve is its highest point.
+    ((most, _),) = live.curve()
+    return {"batches": num_batches, "bytes": most}
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,10 @@
 """The forecast against real engines: what two ranks hold and use is what was said; closing gives it back."""
 
-import gc
-import os
-import socket
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from benchmarks import memory as bench
-from launcher import recipe as recipes
-from launcher.facts import prepare_all
-from launcher.plan.plan import ModelFacts
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -23,40 +15,18 @@ CASES = (
 )
 
 
-def _rank(rank: int, port: int, jobs: list[dict[str, Any]], out: str) -> None:
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(bench.NUM_RANKS))
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=bench.NUM_RANKS
-    )
-    found = {}
-    for job in jobs:
-        found[job["name"]] = bench.measure(bench.context_of(job, rank, Path(out)))
-        gc.collect()
-        found[job["name"]]["left"] = bench.storages()
-    torch.save(found, f"{out}/rank-{rank}.pt")
-    dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """By case, (predicted, measured) bytes by what, and what is left when the engine is closed."""
     folder = tmp_path_factory.mktemp("memory")
     bench.make_data(folder)
-    jobs = []
-    for arch, ds, stage in CASES:
-        tree = recipes.dump(recipes.parse(bench.recipe_of(arch, "small", folder, **stage)))
-        facts = ModelFacts(hidden_size=bench.SIZES["small"][0])
-        prepared = prepare_all(tree, facts, str(folder / "store"))
-        name = f"{arch}-{ds}"
-        jobs.append({"name": name, "ds": ds, "tree": tree, "facts": facts, "prepared": prepared})
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_rank, (port, jobs, str(folder)), nprocs=bench.NUM_RANKS)
-    found = torch.load(folder / "rank-0.pt", weights_only=False)
+    jobs = [
+        bench.job_of(
+            {"name": f"{arch}-{ds}", "arch": arch, "size": "small", "ds": ds, "stage": stage}, folder
+        )
+        for arch, ds, stage in CASES
+    ]
+    found = bench.measured(jobs, folder)
     return {
         job["name"]: bench.compared(job, found[job["name"]]) | {"left": found[job["name"]]["left"]}
         for job in jobs

@@ -1,9 +1,7 @@
 """Evaluation of all tasks by real engines on 1, 2 and 3 ranks: the same metrics to the last digit."""
 
 import multiprocessing
-import os
 import random
-import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,15 @@ from transformers import AutoTokenizer
 
 from launcher.data.split import Split
 from launcher.data.store import Store
-from tests.conftest import NOUNS, ROOT, VERBS, chat_rows, make_tokenizer, write_jsonl
+from tests.conftest import (
+    NOUNS,
+    VERBS,
+    chat_rows,
+    free_port,
+    join_ranks,
+    make_tokenizer,
+    write_jsonl,
+)
 from tests.tasks.words import word_piece
 from tests.train import transfer_ranks as ranks
 from tests.train.test_transfer import BERT, LLAMA
@@ -139,22 +145,9 @@ def start(function: Any, num_ranks: int, *args: Any) -> None:
     multiprocessing.set_forkserver_preload(
         ["torch", "transformers", "deepspeed", "tests.train.transfer_ranks"]
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     torch.multiprocessing.start_processes(
-        function, (num_ranks, port, *args), nprocs=num_ranks, start_method="forkserver"
+        function, (num_ranks, free_port(), *args), nprocs=num_ranks, start_method="forkserver"
     )
-
-
-def join(rank: int, num_ranks: int, port: int) -> None:
-    """Make this process one rank of the world."""
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    # DeepSpeed wants to find the local rank here, as Ray Train and torchrun put it.
-    os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(num_ranks))
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=num_ranks)
 
 
 def run(num_ranks: int, asked_for: list[ranks.Case], out: Path) -> list[dict[str, Any]]:
@@ -164,35 +157,21 @@ def run(num_ranks: int, asked_for: list[ranks.Case], out: Path) -> list[dict[str
 
 
 def _rank(rank: int, num_ranks: int, port: int, asked_for: list[ranks.Case], out: str) -> None:
-
-    join(rank, num_ranks, port)
+    join_ranks(rank, num_ranks, port)
     found = {each.name: evaluated(each, rank, num_ranks) for each in asked_for}
     torch.save(found, Path(out) / f"{num_ranks}-{rank}.pt")
     torch.distributed.destroy_process_group()
-
-
-def context_of(case: ranks.Case, rank: int, num_ranks: int) -> Any:
-    """Return what a worker would hold, in a world of that many."""
-    from launcher.plan import zero
-    from launcher.plan.plan import World, make_plan
-
-    context, name = ranks.context_of(case, rank), f"zero{case.stage}.json"
-    config, world = zero.load(str(ROOT / "ds_configs" / name)), World(num_workers=num_ranks, device="cpu")
-    return replace(
-        context, plan=make_plan(context.recipe, config, name, ranks.FACTS, case.prepared.facts, world)
-    )
 
 
 def evaluated(case: ranks.Case, rank: int, num_ranks: int) -> dict[str, Any]:
     """Evaluate as a stage does; return the metrics, and the samples of each batch of this rank."""
     from launcher.assembly import assemble
 
-    context = context_of(case, rank, num_ranks)
+    context = ranks.context_of(case, rank, num_ranks)
     built = assemble(context, context.plan.stages[0])
     samples = [batch.samples.tolist() for batch in built.parts[0].eval_batches()]
     metrics = built.engine.evaluate(0, built.parts[0].eval_batches())
     built.engine.close()
-
     return {"metrics": metrics, "samples": samples}
 
 

@@ -1,7 +1,5 @@
 """What runs on each rank for test_transfer: cases through real DeepSpeed engines, one process group for all."""
 
-import os
-import socket
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from launcher.facts import Prepared, prepare_all
 from launcher.plan import zero
 from launcher.plan.plan import ModelFacts, World, make_plan
 from launcher.report.record import Recorder
-from tests.conftest import ROOT
+from tests.conftest import ROOT, free_port, join_ranks
 
 NUM_RANKS = 2
 FACTS = ModelFacts(hidden_size=32, max_positions=64)
@@ -48,20 +46,14 @@ def case(name: str, what: str, stage: int, tree: dict[str, Any], folder: Path) -
 
 def run(cases: list[Case], out: Path) -> list[dict[str, Any]]:
     """Run all cases on two ranks; return what each rank found, by case."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_rank, (port, cases, str(out)), nprocs=NUM_RANKS)
+    torch.multiprocessing.spawn(_rank, (free_port(), cases, str(out)), nprocs=NUM_RANKS)
     return [torch.load(out / f"rank-{rank}.pt", weights_only=False) for rank in range(NUM_RANKS)]
 
 
 def _rank(rank: int, port: int, cases: list[Case], out: str) -> None:
     import torch.distributed as dist
 
-    torch.set_num_threads(1)
-    # DeepSpeed wants to find the local rank here, as Ray Train and torchrun put it.
-    os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(NUM_RANKS))
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=NUM_RANKS)
+    join_ranks(rank, NUM_RANKS, port)
     results: dict[str, Any] = {}
     for each in cases:
         try:
@@ -74,18 +66,32 @@ def _rank(rank: int, port: int, cases: list[Case], out: str) -> None:
     dist.destroy_process_group()
 
 
-def context_of(case: Case, rank: int) -> Any:
+def context_of(case: Case, rank: int, num_ranks: int = NUM_RANKS) -> Any:
     """Return what a worker would hold."""
+    name = f"zero{case.stage}.json"
+    config = zero.load(str(ROOT / "ds_configs" / name))
+    return context(case.tree, name, config, FACTS, case.prepared, case.run_dir, rank, num_ranks)
+
+
+def context(
+    tree: dict[str, Any],
+    ds_name: str,
+    ds_config: dict[str, Any],
+    facts: ModelFacts,
+    prepared: Prepared,
+    run_dir: Path,
+    rank: int,
+    num_ranks: int = NUM_RANKS,
+) -> Any:
+    """Return what a worker on a CPU would hold."""
     from launcher.assembly import Context
 
-    recipe, name = recipes.parse(case.tree), f"zero{case.stage}.json"
-    world = World(num_workers=NUM_RANKS, device="cpu")
-    config = zero.load(str(ROOT / "ds_configs" / name))
+    recipe, world = recipes.parse(tree), World(num_workers=num_ranks, device="cpu")
     return Context(
         recipe=recipe,
-        plan=make_plan(recipe, config, name, FACTS, case.prepared.facts, world),
-        prepared=case.prepared,
-        run_dir=case.run_dir,
+        plan=make_plan(recipe, ds_config, ds_name, facts, prepared.facts, world),
+        prepared=prepared,
+        run_dir=run_dir,
         rank=rank,
         device=torch.device("cpu"),
         recorder=Recorder(None),
