@@ -18,24 +18,30 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
+import ray.exceptions
 import ray.train
 import ray.train.torch
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from ray.train.v2.api.callback import UserCallback
 
-from launcher import errors, storage, tasks, worker
+from launcher import errors, failures, storage, tasks, worker
 from launcher import recipe as recipes
-from launcher.errors import ClusterError, ExportFailed, LauncherError, TrainingFailed
+from launcher.errors import ClusterError, ExportFailed, TrainingFailed
 from launcher.facts import Prepared
 from launcher.outlook import Outlook
 from launcher.plan.plan import ModelFacts, World
 from launcher.recipe import Recipe
+from launcher.report import memory
 from launcher.report import summary as report
 from launcher.report.record import Event
 from launcher.report.view import View
 from launcher.stage import AFTER, DONE
+from launcher.worker import HALVINGS
 
 COLLECTIVE_TIMEOUT_S = 1800
 POLL_S = 0.2
+LOST = (ray.exceptions.RayActorError, WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
+"""What Ray raises in the place of a worker whose process or node is gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,30 +72,29 @@ class Bulletin:
         return self.events[start:]
 
 
-class StopWhatRepeats(UserCallback):
-    """Tell of failures, and do not retry what cannot go better.
+class OnFailure(UserCallback):
+    """Asks the policy what to do about failed workers, does it, and tells of it."""
 
-    An error with a remedy for the user ends the run at once; another exception of our own process ends
-    it when it comes twice in a row. Lost processes and nodes are retried as the recipe allows.
-    """
-
-    def __init__(self, bulletin: str) -> None:
-        self.bulletin, self.said = bulletin, ""
+    def __init__(self, policy: failures.Policy, bulletin: str, run_dir: Path) -> None:
+        self.policy, self.bulletin, self.run_dir = policy, bulletin, run_dir
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Raise to end the run: Ray Train does not retry when a callback raises."""
-        causes = [getattr(failure, "_base_exc", None) for failure in worker_exceptions.values()]
-        for cause in causes:
-            if isinstance(cause, LauncherError):
-                raise cause
-        first = next(iter(worker_exceptions.values()))
-        reason = (str(first).strip().splitlines() or [type(first).__name__])[-1]
-        is_lost_process = None in causes
-        if not is_lost_process and reason == self.said:
-            raise first
-        self.said = "" if is_lost_process else reason
-        event = {"kind": "failure", "reason": reason[:200], "ranks": sorted(worker_exceptions)}
-        ray.get_actor(self.bulletin).post.remote(event)
+        lost = {rank for rank, each in worker_exceptions.items() if isinstance(each, LOST)}
+        decision = self.policy.decide(worker_exceptions, lost)
+        if isinstance(decision, failures.Stop):
+            self._post(kind="stopped", type=type(decision.error).__name__, message=str(decision.error))
+            raise decision.error
+        if isinstance(decision, failures.Halve):
+            known = storage.read_json(self.run_dir / HALVINGS) or {}
+            known[decision.stage] = known.get(decision.stage, 0) + 1
+            storage.write_json(self.run_dir / HALVINGS, known)
+            self._post(kind="halved", stage=decision.stage, reason=decision.reason)
+            return
+        self._post(kind="failure", reason=decision.reason[:200], ranks=sorted(worker_exceptions))
+
+    def _post(self, **event: Any) -> None:
+        ray.get(ray.get_actor(self.bulletin).post.remote(event))
 
 
 @contextmanager
@@ -181,12 +186,14 @@ def _trainer(job: Job, world: World, prepared: Prepared, bulletin: str) -> Any:
         "run_dir": str(job.run_dir),
         "device": world.device,
         "bulletin": bulletin,
+        "predicted": job.outlook.predicted(),
     }
     # Workers need the compiler's helpers of this environment on their path, activated or not.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment = {"PATH": path, "TOKENIZERS_PARALLELISM": "true"}
     if not on_gpu:
         environment["DS_ACCELERATOR"] = "cpu"
+    policy = failures.Policy(job.recipe.max_failures, job.recipe.on_oom, str(job.run_dir / "logs"))
     return ray.train.torch.TorchTrainer(
         worker.train,
         train_loop_config=config,
@@ -200,9 +207,10 @@ def _trainer(job: Job, world: World, prepared: Prepared, bulletin: str) -> Any:
             name=uuid.uuid4().hex[:12],
             storage_path=str(job.run_dir / "logs" / "ray"),
             failure_config=ray.train.FailureConfig(
-                max_failures=job.recipe.max_failures, controller_failure_limit=0
+                max_failures=-1,  # Counted by our own policy, which knows the causes.
+                controller_failure_limit=0,
             ),
-            callbacks=[StopWhatRepeats(bulletin)],
+            callbacks=[OnFailure(policy, bulletin, job.run_dir)],
             worker_runtime_env={"env_vars": environment},
         ),
     )
@@ -239,15 +247,15 @@ def _shown(bulletin: Any, view: View) -> Iterator[None]:
 
 
 def _cause(failure: Exception, events: list[Event], job: Job) -> Exception:
-    """The first error that a worker reported, as the type it had there; else what Ray says."""
-    for event in events:
-        if event["kind"] == "error":
-            return getattr(errors, event["type"], LauncherError)(event["message"])  # type: ignore[no-any-return]
+    """Why the run was ended; else the last error that a worker reported; else what Ray says."""
+    told = [e for e in events if e["kind"] == "stopped"] or [e for e in events if e["kind"] == "error"]
+    if told:
+        kind = getattr(errors, told[-1]["type"], TrainingFailed)
+        return kind(told[-1]["message"])  # type: ignore[no-any-return]
     workers = getattr(failure, "worker_failures", {}) or {}
-    first = str(next(iter(workers.values()), failure)).strip()
-    last_line = first.splitlines()[-1] if first else type(failure).__name__
+    first = next(iter(workers.values()), failure)
     return TrainingFailed(
-        f"workers failed more than {job.recipe.max_failures} times; the last error: {last_line} (logs:"
+        f"the workers could not go on; the last error: {failures.last_line(first)} (logs:"
         f" {job.run_dir / 'logs'}). The same command continues from the last checkpoint"
     )
 
@@ -261,13 +269,17 @@ def _finish(job: Job, world: World, prepared: Prepared, view: View) -> dict[str,
         stages[name] = storage.read_json(folder / DONE) or {}
         if (after := storage.read_json(folder / AFTER)) is not None:
             stages[name]["after"] = after["metrics"]
+        predicted, used = job.outlook.predicted().get(name, {}), stages[name].get("memory", {})
+        stages[name]["memory"] = memory.comparison(predicted, used)
         if name in differences:
             stages[name] |= {"export": str(folder / "export"), "verified": differences[name]}
     view.say("exports verified: read back in a fresh process, the same logits as trained")
     task = tasks.create(job.recipe.stages[-1])
     for name, stage in zip(stages, job.recipe.stages, strict=False):
         stages[name] |= {"notes": notes} if (notes := tasks.create(stage).notes()) else {}
-    summary = {"stages": stages, "num_workers": world.num_workers, "device": world.device}
+    summary: dict[str, Any] = {"stages": stages, "num_workers": world.num_workers, "device": world.device}
+    if halvings := storage.read_json(job.run_dir / HALVINGS):
+        summary["halvings"] = halvings
     is_joint = job.recipe.transfer == "joint"
     if transfer := report.transfer(stages, task.metric, is_joint=is_joint):
         summary["transfer"] = transfer

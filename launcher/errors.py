@@ -50,6 +50,21 @@ class ClusterError(LauncherError):
     exit_code = 3
 
 
+class OutOfMemory(LauncherError):
+    """A device or host had no memory left in training.
+
+    Attributes:
+        stage: in which.
+        can_halve: whether its micro-batch can be smaller.
+    """
+
+    exit_code = 7
+
+    def __init__(self, message: str, stage: str = "", can_halve: bool = False) -> None:
+        super().__init__(message)
+        self.stage, self.can_halve = stage, can_halve
+
+
 class TrainingFailed(LauncherError):
     """Workers failed more often than the recipe allows."""
 

@@ -58,6 +58,10 @@ class Outlook:
             return [f"no forecast of memory: {self.unknown}"]
         return [*self.chosen, report.verdict(self.forecasts, self.cluster)]
 
+    def predicted(self) -> dict[str, dict[str, int | None]]:
+        """Return by stage the bytes that each worker needs at the peak, on its `device` and in its `host`'s memory."""
+        return {each.name: each.of_worker for each in self.forecasts}
+
     def tree(self) -> dict[str, Any]:
         """Return everything as JSON values."""
         return {

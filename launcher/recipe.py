@@ -383,6 +383,9 @@ class Recipe(Section):
     """When to save."""
     max_failures: int = Field(default=3, ge=0)
     """Worker failures to survive before giving up."""
+    on_oom: Literal["stop", "shrink"] = "stop"
+    """When a worker runs out of memory: `stop`, or `shrink`: go on from the last checkpoint with half the
+    micro-batch and the same global batch, again and again down to one sample."""
     log_samples: bool = False
     """Write the ids of every step's samples into the run directory (an audit trail)."""
 
@@ -396,6 +399,10 @@ class Recipe(Section):
         if self.transfer == "joint" and len(self.stages) < 2:
             raise ValueError("transfer: joint needs at least two stages")
         return self
+
+
+_OF_THE_WAY = {"checkpoint", "max_failures", "on_oom", "log_samples"}
+"""Keys that say how a run goes on, not to what end: they may change from one try to the next."""
 
 
 def in_tokens(batch: int | str) -> int | None:
@@ -425,6 +432,12 @@ def reseeded(recipe: Recipe, number: int) -> Recipe:
 def to_yaml(recipe: Recipe) -> str:
     """Return the resolved recipe as YAML text."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+def identity(recipe: Recipe) -> str:
+    """Return as YAML text what makes a run another run: all but when it saves and how it meets failures."""
+    tree = recipe.model_dump(mode="json", exclude=_OF_THE_WAY)
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=100)
 
 
 def schema() -> str:

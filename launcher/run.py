@@ -172,7 +172,10 @@ def _train(job: Any, world: Any, view: Any, store: Path, *, fresh: bool) -> dict
 
     recipe, ds_config, run_dir = job.recipe, job.ds_config, job.run_dir
     with stores.prepared(recipe, ds_config, job.model_facts, store, world, view) as prepared:
-        plan = planning.make_plan(recipe, ds_config, job.ds_name, job.model_facts, prepared.facts, world)
+        halvings = None if fresh else storage.read_json(run_dir / driver.HALVINGS)
+        plan = planning.make_plan(
+            recipe, ds_config, job.ds_name, job.model_facts, prepared.facts, world, halvings
+        )
         stage = zero.zero_stage(ds_config)
         view.say("\n".join(report.plan_lines(plan, prepared.facts, stage, job.ds_name)))
         view.say("\n".join(job.outlook.short()))
@@ -210,7 +213,7 @@ def _run_directory(options: argparse.Namespace, recipe: Any, ds_config: dict[str
     root = options.run_root or os.environ.get("LAUNCHER_RUN_ROOT") or fallback
     if "://" in str(root):
         raise RecipeError(f"--run-root {root}: has to be a directory that all nodes see, not an address")
-    content = json.dumps([recipes.to_yaml(recipe), ds_config or AUTO], sort_keys=True)
+    content = json.dumps([recipes.identity(recipe), ds_config or AUTO], sort_keys=True)
     digest = hashlib.blake2b(content.encode(), digest_size=4).hexdigest()
     name = options.name or f"{options.recipe.stem}-{options.ds.stem}-{digest}"
     if options.seeds is not None:
@@ -224,8 +227,8 @@ def _check_run(run_dir: Path, recipe: Any, ds_config: dict[str, Any], *, fresh: 
 
     if fresh or not (run_dir / "recipe.yaml").exists():
         return
-    old = (run_dir / "recipe.yaml").read_text(encoding="utf-8").splitlines()
-    new = recipes.to_yaml(recipe).splitlines()
+    text = (run_dir / "recipe.yaml").read_text(encoding="utf-8")
+    old, new = _identity(text).splitlines(), recipes.identity(recipe).splitlines()
     is_other_ds = storage.read_json(run_dir / "ds.json") != ds_config
     if old != new or is_other_ds:
         pairs = [f"{a.strip()} there, {b.strip()} here" for a, b in zip(old, new, strict=False) if a != b]
@@ -234,6 +237,19 @@ def _check_run(run_dir: Path, recipe: Any, ds_config: dict[str, Any], *, fresh: 
             f"{run_dir}: this name is in use with another recipe ({what}): give another --name, or --fresh"
             " to move the old run aside"
         )
+
+
+def _identity(text: str) -> str:
+    """The identity of a run that began with another version perhaps: its text as it stands, if it cannot be read."""
+    import pydantic
+    import yaml
+
+    from launcher import recipe as recipes
+
+    try:
+        return recipes.identity(recipes.parse(yaml.safe_load(text)))
+    except (pydantic.ValidationError, yaml.YAMLError):
+        return text
 
 
 def _open_run(run_dir: Path, recipe: Any, ds_config: dict[str, Any], *, fresh: bool) -> None:

@@ -5,6 +5,9 @@ import socket
 import time
 from typing import Any
 
+import torch
+import torch.distributed as dist
+
 from launcher import storage
 from launcher.assembly import Assembly, Context, assemble, reassemble, write_export
 from launcher.data import feed
@@ -18,10 +21,17 @@ DONE, AFTER = "done.json", "after.json"
 class StageRun:
     """One stage, or several that are trained jointly."""
 
-    def __init__(self, context: Context, plan: StagePlan) -> None:
+    def __init__(self, context: Context, plan: StagePlan, watch: Any) -> None:
+        """Build everything.
+
+        Args:
+            context: of this rank.
+            plan: of the stage.
+            watch: sees the memory of this process.
+        """
         from launcher.train import checkpoint
 
-        self.context, self.plan = context, plan
+        self.context, self.plan, self.watch = context, plan, watch
         self.built: Assembly = assemble(context, plan)
         self.parts, self.engine = self.built.parts, self.built.engine
         self.main = self.parts[-1]
@@ -173,6 +183,7 @@ class StageRun:
     def finish(self) -> None:
         """Export what was trained, or the best of it, then mark the stage as done."""
         facts = {"steps": self.ended_at, "samples": self.num_seen, **self.sizes, **self._shares()}
+        facts["memory"] = self.most_memory()
         if (best := self.best.latest()) is not None:
             self.best.restore(self.engine.engine, fingerprint=self.fingerprint, content=self.content)
             self.metrics, facts["best_step"] = dict(best.state["metrics"]), best.step
@@ -183,6 +194,14 @@ class StageRun:
                 done = {"metrics": self.metrics.get(part.name, {}), **facts}
                 storage.write_json(self.context.stage_dir(part.name) / DONE, done)
         self.engine.close()
+
+    def most_memory(self) -> dict[str, int | None]:
+        """Return the bytes at the peak of the worker that used most, on its `device` and in its `host`'s memory."""
+        mine = self.watch.usage()
+        most = torch.tensor([mine.device or 0, mine.host], dtype=torch.int64, device=self.engine.device)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        device, host = most.tolist()
+        return {"device": device if mine.device is not None else None, "host": host}
 
     @property
     def fingerprint(self) -> str:

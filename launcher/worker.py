@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -16,13 +17,16 @@ import torch.distributed as dist
 from launcher import recipe as recipes
 from launcher import storage
 from launcher.assembly import Context
-from launcher.errors import LauncherError
+from launcher.errors import LauncherError, OutOfMemory
 from launcher.plan import offload
-from launcher.plan.plan import World, make_plan
+from launcher.plan.plan import StagePlan, World, make_plan
+from launcher.report import memory as report
 from launcher.report.record import Event, Recorder
 from launcher.stage import DONE, StageRun, measure_again
 
 POST_EVERY_S = 0.1
+HALVINGS = "halvings.json"
+"""In the run directory: by stage, how often its micro-batch was halved for want of memory."""
 
 
 def train(job: dict[str, Any]) -> None:
@@ -30,7 +34,7 @@ def train(job: dict[str, Any]) -> None:
 
     Args:
         job: recipe (a tree), ds_config, ds_name, model_facts, prepared, run_dir, device, bulletin (an
-            actor's name): plain data, nothing computed from the number of workers.
+            actor's name), predicted (bytes by stage): plain data, nothing computed from the number of workers.
     """
     rank = ray.train.get_context().get_world_rank()
     _send_chatter_to(Path(job["run_dir"]) / "logs" / f"rank-{rank}.log")
@@ -48,12 +52,28 @@ def _run(job: dict[str, Any], rank: int) -> None:
     context = _context(job, rank)
     for plan in context.plan.stages:
         if storage.read_json(context.stage_dir(plan.name) / DONE) is None:
-            StageRun(context, plan).run()
+            _stage(context, plan, job["predicted"].get(plan.name, {}))
             dist.barrier()
     *earlier, last = [plan for plan in context.plan.stages if not plan.is_baseline]
     for plan in earlier:
         measure_again(context, plan, last)
         dist.barrier()
+
+
+def _stage(context: Context, plan: StagePlan, predicted: dict[str, int | None]) -> None:
+    """Run a stage, and watch its memory."""
+    from launcher.train import usage
+
+    watch = usage.Watch(context.device)
+    try:
+        StageRun(context, plan, watch).run()
+    except (RuntimeError, MemoryError) as error:
+        if not usage.is_out_of_memory(error):
+            raise
+        message = report.out_of_memory(
+            plan, predicted, watch.usage(), watch.room(), rank=context.rank, host=socket.gethostname()
+        )
+        raise OutOfMemory(message, plan.name, plan.can_halve) from error
 
 
 def _context(job: dict[str, Any], rank: int) -> Context:
@@ -67,7 +87,15 @@ def _context(job: dict[str, Any], rank: int) -> Context:
     audit = run_dir / "logs" / f"samples-rank-{rank}.jsonl"
     return Context(
         recipe=recipe,
-        plan=make_plan(recipe, job["ds_config"], job["ds_name"], job["model_facts"], prepared.facts, world),
+        plan=make_plan(
+            recipe,
+            job["ds_config"],
+            job["ds_name"],
+            job["model_facts"],
+            prepared.facts,
+            world,
+            storage.read_json(run_dir / HALVINGS),
+        ),
         prepared=prepared,
         run_dir=run_dir,
         rank=rank,

@@ -44,6 +44,7 @@ class Forecast:
     """
 
     name: str
+    device: Literal["cpu", "cuda"]
     need: Need
     device_bytes: int
     host_bytes: int
@@ -68,6 +69,13 @@ class Forecast:
         room = self.device_room if place == "device" else self.host_room
         used = self.device_bytes if place == "device" else self.host_bytes
         return used - room if room is not None else 0
+
+    @property
+    def of_worker(self) -> dict[str, int | None]:
+        """Bytes of each worker at the peak: `device`, None where it has no GPU, and `host`."""
+        if self.device == "cpu":
+            return {"device": None, "host": max(self.need.at(phase) for phase in memory.PHASES)}
+        return {"device": self.device_bytes, "host": self.need.peak("host")[0]}
 
     @property
     def total_s(self) -> float | None:
@@ -103,6 +111,7 @@ def of_stage(plan: StagePlan, shapes: Shapes, cluster: Cluster, dtype: Dtype) ->
     sent, work = sent_bytes(shapes, settings, plan), _work_s(plan, trace, cluster, dtype)
     return Forecast(
         name=plan.name,
+        device=cluster.device,
         need=need,
         device_bytes=device,
         host_bytes=on_host,

@@ -1,6 +1,7 @@
 """The plan: (what was asked, what there is) → what will be done. Pure: all ranks agree without talking."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -118,6 +119,33 @@ class StagePlan:
         """What a step is counted in."""
         return "packs" if self.kind == "packed" else "samples"
 
+    @property
+    def can_halve(self) -> bool:
+        """Whether its micro-batch can be smaller."""
+        tokens = self.budget_tokens is not None and self.budget_tokens > self.max_length
+        return tokens or self.micro_batch > 1 or any(each.can_halve for each in self.beside)
+
+    def halved(self, times: int) -> "StagePlan":
+        """Return the plan with its micro-batch halved so often, and as much more accumulation."""
+        if not times:
+            return self
+        micro_batch, budget = max(1, self.micro_batch >> times), self.budget_tokens
+        accumulation = math.ceil(self.units_per_step / (micro_batch * self.num_workers))
+        product = self.ds["train_batch_size"] // (self.micro_batch * self.accumulation)
+        return replace(
+            self,
+            beside=tuple(each.halved(times) for each in self.beside),
+            micro_batch=micro_batch,
+            budget_tokens=None if budget is None else max(self.max_length, budget >> times),
+            accumulation=accumulation,
+            ds=self.ds
+            | {
+                "train_batch_size": micro_batch * accumulation * product,
+                "train_micro_batch_size_per_gpu": micro_batch,
+                "gradient_accumulation_steps": accumulation,
+            },
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -137,6 +165,7 @@ def make_plan(
     model: ModelFacts,
     facts: tuple[StageFacts, ...],
     world: World,
+    halvings: Mapping[str, int] | None = None,
 ) -> Plan:
     """Compute the plan of a run.
 
@@ -147,6 +176,7 @@ def make_plan(
         model: facts of the model that the first stage starts from.
         facts: facts of each stage's data, in the order of the recipe's stages.
         world: the workers that there are.
+        halvings: by stage, how often its micro-batch was halved for want of memory.
 
     Raises:
         DsConfigError: recipe and ds config contradict each other, or an "auto" cannot be decided.
@@ -168,6 +198,7 @@ def make_plan(
         stages = [plan_of(i, names[i]) for i in range(last + 1)]
     if recipe.baseline:
         stages.append(plan_of(last, None, baseline=True))
+    stages = [stage.halved((halvings or {}).get(stage.name, 0)) for stage in stages]
     checkpoint = recipe.checkpoint
     minutes = checkpoint.every_minutes
     if minutes is None and checkpoint.every_steps is None:

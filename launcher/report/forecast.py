@@ -42,8 +42,8 @@ def verdict(forecasts: Sequence[Forecast], cluster: Cluster) -> str:
     item = tight.need.tightest(on)
     said = "it fits" if tight.fits else "it does not fit"
     return (
-        f"verdict: {said}: {what} needs {_size(used)} of the {_size(room or 0)} that can be planned with; the"
-        f" tightest is {item.name} with {_size(item.bytes)} ({item.why})"
+        f"verdict: {said}: {what} needs {size(used)} of the {size(room or 0)} that can be planned with; the"
+        f" tightest is {item.name} with {size(item.bytes)} ({item.why})"
     )
 
 
@@ -106,8 +106,8 @@ def _in_short(forecast: Forecast, cluster: Cluster) -> str:
     host = f"host {_of(forecast.host_bytes, forecast.host_room)}, " if forecast.host_bytes else ""
     step = f", about {_time(forecast.step_s)} a step" if forecast.step_s else ""
     return (
-        f"{gpu}{host}checkpoint {_size(forecast.checkpoint_bytes)}, export {_size(forecast.export_bytes)},"
-        f" each worker sends {_size(forecast.sent_bytes)} a step{step}"
+        f"{gpu}{host}checkpoint {size(forecast.checkpoint_bytes)}, export {size(forecast.export_bytes)},"
+        f" each worker sends {size(forecast.sent_bytes)} a step{step}"
     )
 
 
@@ -121,7 +121,7 @@ def _cost(forecasts: Sequence[Forecast], cluster: Cluster) -> str:
             f", about {cluster.price_per_hour * seconds / 3600:,.2f} at {cluster.price_per_hour:,.2f} an hour"
         )
     takes = f", about {_time(seconds)} of steps" if seconds else ""
-    return f"  in all: {steps:,} steps, up to {tokens:,} tokens{takes}{price}; {_size(disk_bytes(forecasts))} on the run root's disk"
+    return f"  in all: {steps:,} steps, up to {tokens:,} tokens{takes}{price}; {size(disk_bytes(forecasts))} on the run root's disk"
 
 
 def _shares(forecast: Forecast) -> tuple[float, float]:
@@ -131,10 +131,11 @@ def _shares(forecast: Forecast) -> tuple[float, float]:
 
 
 def _of(used: int, room: int | None) -> str:
-    return f"{_size(used)} of {_size(room)}" if room else _size(used)
+    return f"{size(used)} of {size(room)}" if room else size(used)
 
 
-def _size(count: int) -> str:
+def size(count: int) -> str:
+    """Return bytes in words."""
     for unit, name in ((1 << 40, "TiB"), (GIB, "GiB"), (MIB, "MiB")):
         if count >= unit:
             return f"{count / unit:,.1f} {name}"

@@ -3,6 +3,7 @@
 from typing import Any
 
 from launcher.plan.plan import Plan, SplitFacts, StageFacts, StagePlan
+from launcher.report import memory
 
 
 def plan_lines(plan: Plan, facts: tuple[StageFacts, ...], zero_stage: int, ds_name: str) -> list[str]:
@@ -38,6 +39,8 @@ def end_lines(summary: dict[str, Any], metric: str, run_dir: str) -> list[str]:
     for name in trained:
         values = _values(stages[name].get("metrics", {}))
         lines.append(f"{name}: {values or 'not evaluated'}{_effort(stages[name])}{_shares(stages[name])}")
+        if compared := memory.line(stages[name].get("memory", {})):
+            lines.append(f"  {compared}")
     lines += transfer_lines(summary.get("transfer", {}))
     lines.append(f"model: {stages[trained[-1]].get('export')}")
     lines.append(f"run directory: {run_dir} (metrics.jsonl, summary.json, logs/)")

@@ -120,6 +120,11 @@ class View:
     def _export(self, event: Event) -> None:
         self.say(f"stage {event['stage']}: model written to {event['path']}")
 
+    def _halved(self, event: Event) -> None:
+        self.say(
+            f"{event['reason']}\ngoing on from the last checkpoint with half the micro-batch (on_oom: shrink)"
+        )
+
     def _failure(self, event: Event) -> None:
         self.say(f"a worker failed ({event['reason']}); going on from the last checkpoint")
 

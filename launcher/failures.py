@@ -1,0 +1,87 @@
+"""What to do when workers fail: a decision, which the driver carries out. Pure."""
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from typing import Literal
+
+from launcher.errors import LauncherError, OutOfMemory, TrainingFailed
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Start the workers again; `reason` is what failed."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Halve:
+    """Start them again with half the micro-batch in a stage; `reason` says what was used and predicted."""
+
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the run with this error."""
+
+    error: Exception
+
+
+_SAYS_PEER_IS_GONE = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+
+
+class Policy:
+    """Decides about one failure after another.
+
+    An error with a remedy for the user ends the run; another exception of our own process ends it when it
+    comes twice in a row, since a third time would be the same. Lost processes and nodes have a budget. Memory
+    that ran out has none: halving ends at one sample.
+    """
+
+    def __init__(self, max_failures: int, on_oom: Literal["stop", "shrink"], logs: str) -> None:
+        self.max_failures, self.on_oom, self.logs = max_failures, on_oom, logs
+        self.num_failures, self.said = 0, ""
+
+    def decide(self, failures: Mapping[int, Exception], lost: Set[int]) -> Retry | Halve | Stop:
+        """Return what to do.
+
+        Args:
+            failures: by rank: what our own code raised, or what Ray says of a process or node that is gone.
+            lost: the ranks of the latter.
+        """
+        # One rank without memory makes the others fail in their collectives: it is the cause.
+        own = [each for each in failures.values() if isinstance(each, LauncherError)]
+        own.sort(key=lambda each: not isinstance(each, OutOfMemory))
+        if own:
+            first = own[0]
+            if isinstance(first, OutOfMemory) and self.on_oom == "shrink" and first.can_halve:
+                return Halve(first.stage, str(first))
+            return Stop(first)
+        reason = last_line(next(iter(failures.values())))
+        is_lost = bool(lost) or any(_is_about_a_peer(each) for each in failures.values())
+        self.num_failures += 1
+        if self.num_failures > self.max_failures or (not is_lost and reason == self.said):
+            is_spent = self.num_failures > self.max_failures
+            often = (
+                f"more than {self.max_failures} times (max_failures)" if is_spent else "twice in the same way"
+            )
+            return Stop(
+                TrainingFailed(
+                    f"workers failed {often}; the last error: {reason} (logs: {self.logs})."
+                    " The same command continues from the last checkpoint"
+                )
+            )
+        self.said = "" if is_lost else reason
+        return Retry(reason)
+
+
+def _is_about_a_peer(error: BaseException) -> bool:
+    """Return whether a collective failed because another rank was gone, of which Ray may hear a moment later."""
+    return any(words in str(error) for words in _SAYS_PEER_IS_GONE)
+
+
+def last_line(error: BaseException) -> str:
+    """Return what an error says at its end."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
