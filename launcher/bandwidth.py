@@ -77,6 +77,25 @@ def measure(links: list[Any], places: PlacementGroup, world: World, until_s: flo
         return {"error": str(error).strip().splitlines()[-1][:200]}
 
 
+def rehearse(links: list[Any], ds_config: dict[str, Any], folder: str, until_s: float) -> dict[str, Any]:
+    """Let the ranks that have met save and load step 0; return the slowest one's seconds, or `{"error": one line}`.
+
+    Args:
+        links: of `linked`, after `measure`.
+        ds_config: completed.
+        folder: to save to.
+        until_s: on the monotonic clock, when to give up.
+    """
+    asked = [link.rehearse.remote(ds_config, folder) for link in links]
+    left_s = max(1.0, until_s - time.monotonic())
+    try:
+        return {"seconds": max(ray.get(asked, timeout=left_s))}
+    except ray.exceptions.GetTimeoutError:
+        return {"error": f"no end within {left_s:.0f} s"}
+    except (ray.exceptions.RayError, TimeoutError) as error:
+        return {"error": str(error).strip().splitlines()[-1][:200]}
+
+
 def _slowest(rates: list[Rates]) -> Rates:
     """Of all ranks, the least rate of each group, collective and size."""
     least: Rates = {}

@@ -1,11 +1,13 @@
 """How fast ranks exchange tensors: all-gather and reduce-scatter, inside a node and between nodes."""
 
+import os
 import socket
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,8 +53,9 @@ class Link:
             return int(probe.getsockname()[1])
 
     def measure(self, rank: int, meeting: Meeting) -> Rates:
-        """Meet the other ranks and measure; all of them have to call this."""
+        """Meet the other ranks and measure; all of them have to call this, and stay together."""
         world = len(meeting.nodes)
+        os.environ.update(_environment(rank, meeting))
         dist.init_process_group(
             meeting.backend,
             init_method=f"tcp://{meeting.address}:{meeting.port}",
@@ -60,18 +63,25 @@ class Link:
             world_size=world,
             timeout=timedelta(seconds=meeting.limit_s),
         )
-        try:
-            rates: Rates = {}
-            # All ranks make all groups, in the same order; those inside the nodes then measure at once.
-            made = [(name, dist.new_group(list(members)), members) for name, members in groups(meeting.nodes)]
-            for kind in ("all", "inside", "between"):
-                for name, group, members in made:
-                    if name == kind and rank in members:
-                        rates[name] = _rates(group, meeting)
-                dist.barrier()
-            return rates
-        finally:
-            dist.destroy_process_group()
+        rates: Rates = {}
+        # All ranks make all groups, in the same order; those inside the nodes then measure at once.
+        made = [(name, dist.new_group(list(members)), members) for name, members in groups(meeting.nodes)]
+        for kind in ("all", "inside", "between"):
+            for name, group, members in made:
+                if name == kind and rank in members:
+                    rates[name] = _rates(group, meeting)
+            dist.barrier()
+        return rates
+
+    def rehearse(self, ds_config: dict[str, Any], folder: str) -> float:
+        """Save and load step 0 of a small model with the ranks of the meeting; return the seconds.
+
+        Raises:
+            StorageError: it is not there, or not the same.
+        """
+        from launcher.train import rehearsal
+
+        return rehearsal.save_and_load(ds_config, Path(folder))
 
 
 def groups(nodes: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
@@ -87,6 +97,13 @@ def groups(nodes: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
     if 1 < len(between) < len(ranks):
         found.append(("between", between))
     return found if len(ranks) > 1 else []
+
+
+def _environment(rank: int, meeting: Meeting) -> dict[str, str]:
+    """What DeepSpeed asks of whoever starts its processes."""
+    names = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": len(meeting.nodes), "MASTER_PORT": meeting.port}
+    found = {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": meeting.address}
+    return found | ({"DS_ACCELERATOR": "cpu"} if meeting.backend == "gloo" else {})
 
 
 def _rates(group: Any, meeting: Meeting) -> dict[str, dict[int, float]]:

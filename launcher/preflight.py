@@ -21,8 +21,8 @@ from launcher.train import ops
 
 LIMIT_S = 55.0
 # Parts of the limit: of the workers' places, of the nodes' looks after them and of their second looks; and
-# since the beginning, when ops and links are given up.
-_PLACES, _LOOK, _READ, _OPS, _LINKS = 0.18, 0.3, 0.18, 0.75, 0.97
+# since the beginning, when ops and links are given up; the rest is for the dry save and load.
+_PLACES, _LOOK, _READ, _OPS, _LINKS = 0.18, 0.3, 0.18, 0.6, 0.75
 _FOLDER_S = 3.0
 
 
@@ -76,6 +76,9 @@ def check(wanted: Wanted, limit_s: float = LIMIT_S) -> list[Finding]:
             built = _answers(builds, start_s + _OPS * limit_s, cancel=False)
             devices = bandwidth.devices(links, start_s + _OPS * limit_s)
             rates = bandwidth.measure(links, places, wanted.world, start_s + _LINKS * limit_s)
+            rehearsed = _rehearsed(
+                wanted, links, rates, _by_builder(built, builders), folder, start_s + limit_s
+            )
         if is_placed:
             placed = placement.found(wanted.world, places, placed_s)
         else:
@@ -89,6 +92,7 @@ def check(wanted: Wanted, limit_s: float = LIMIT_S) -> list[Finding]:
         verdicts.storage(told, reads, str(wanted.run_root)) if reads else None,
         verdicts.ops(_by_builder(built, builders), time.monotonic() - start_s),
         _exchanged(wanted, rates) if is_placed else None,
+        verdicts.rehearsal(rehearsed) if rehearsed else None,
         verdicts.clocks(skews) if skews else None,
     ]
     return [each for each in found if each is not None]
@@ -277,6 +281,22 @@ def _answers(refs: dict[str, Any], until_s: float, *, cancel: bool) -> dict[str,
 def _exchanged(wanted: Wanted, rates: dict[str, Any]) -> Finding:
     step, on_gpu = (wanted.step_bytes, wanted.compute_s), wanted.world.device == "cuda"
     return verdicts.bandwidth(rates, zero.zero_stage(wanted.ds_config), on_gpu, step)
+
+
+def _rehearsed(
+    wanted: Wanted,
+    links: list[Any],
+    rates: dict[str, Any],
+    built: dict[str, dict[str, Any]],
+    folder: Path,
+    until_s: float,
+) -> dict[str, Any]:
+    """Save and load step 0 with the ranks that have met; empty where they have not, or an op is not there yet."""
+    answers = [answer for by_op in built.values() for answer in by_op.values()]
+    has_ops = all(answer and not answer.get("error") and not answer.get("late") for answer in answers)
+    if not rates or "error" in rates or not has_ops:
+        return {}
+    return bandwidth.rehearse(links, wanted.ds_config, str(folder / "step-0"), until_s)
 
 
 def _answered(told: dict[str, dict[str, Any]], seconds: float) -> Finding:

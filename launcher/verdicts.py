@@ -227,6 +227,15 @@ def ops(built: ByNode, limit_s: float) -> Finding:
     return finding("ops", said, f"{', '.join(names)} built and loaded" if names else "none needed", built)
 
 
+def rehearsal(told: Facts) -> Finding:
+    """Judge the dry save and load: `seconds`, or `error`."""
+    if "error" in told:
+        what = f"step 0 of a small model could not be saved and loaded by the run's ranks: {told['error']}"
+        return Finding(name="checkpoint", status="failed", what=what)
+    what = f"step 0 of a small model saved and loaded by all ranks in {told['seconds']:.1f} s"
+    return Finding(name="checkpoint", status="ok", what=what, figures=dict(told))
+
+
 def bandwidth(
     rates: Mapping[str, Any], zero_stage: int, on_gpu: bool, step: tuple[int | None, float | None]
 ) -> Finding:

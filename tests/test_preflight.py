@@ -24,7 +24,13 @@ from tests.conftest import ROOT, make_tokenizer, write_jsonl
 pytestmark = pytest.mark.timeout(1200)
 
 CPU = World(num_workers=3, device="cpu")
-PLAIN = {"optimizer": {"type": "AdamW", "params": {"torch_adam": True}}, "zero_optimization": {"stage": 3}}
+PLAIN = {
+    "optimizer": {"type": "AdamW", "params": {"torch_adam": True}},
+    "zero_optimization": {"stage": 3},
+    "train_batch_size": 3,
+    "train_micro_batch_size_per_gpu": 1,
+    "gradient_accumulation_steps": 1,
+}
 # Of a quiet machine less than a minute is asked; this one may have other work.
 PATIENT_S = 200.0
 
@@ -94,7 +100,7 @@ def test_all_is_well(two_nodes: None, model: Path, tmp_path: Path) -> None:
         disk_bytes=1,
     )
     found = preflight.check(wanted, PATIENT_S)
-    names = "nodes placement versions cores memory disk model data storage ops bandwidth clocks"
+    names = "nodes placement versions cores memory disk model data storage ops bandwidth checkpoint clocks"
     assert [each.name for each in found] == names.split()
     assert [each for each in found if each.status == "failed"] == []
     assert of(found, "placement").what == "3 workers on 2 nodes (2 + 1)"
@@ -106,6 +112,7 @@ def test_all_is_well(two_nodes: None, model: Path, tmp_path: Path) -> None:
     exchanged = of(found, "bandwidth")
     assert set(exchanged.figures["bytes_per_s"]) == {"all", "inside", "between"}
     assert all(rate > 0 for rate in exchanged.figures["bytes_per_s"].values())
+    assert of(found, "checkpoint").what.startswith("step 0 of a small model saved and loaded by all ranks in")
     # Seconds of communication beside a millisecond of computing.
     assert exchanged.status == "warning" and "ZeRO-3 would crawl here" in exchanged.what
     assert exchanged.figures["share"] > 0.9

@@ -1,0 +1,57 @@
+"""A dry save and load: step 0 of a small model, by the run's own ranks, under its ds config, in its run root."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from launcher.errors import StorageError
+from launcher.train.checkpoint import Checkpoints
+from launcher.train.model import gathered
+
+_WIDTH = 64
+_NAME = "rehearsal"
+
+
+def save_and_load(ds: dict[str, Any], folder: Path) -> float:
+    """Save a checkpoint through DeepSpeed and restore it into an engine with other weights; every rank calls it.
+
+    Args:
+        ds: the completed ds config.
+        folder: below the run root, seen by all ranks.
+
+    Returns:
+        Seconds that saving and loading took.
+
+    Raises:
+        StorageError: a rank does not find what was saved, or finds something else.
+    """
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
+    saved, restored = _engine(ds, seed=0), _engine(ds, seed=1)
+    checkpoints = Checkpoints(folder, keep=2, every_minutes=None)
+    started_s = time.monotonic()
+    checkpoints.save(saved, 0, {"fingerprint": _NAME, "position": 0})
+    dist.barrier()  # The record is written by rank 0, after the others have saved.
+    if (found := checkpoints.latest()) is None:
+        raise StorageError(
+            f"{folder}: rank {dist.get_rank()} does not see the checkpoint that all have saved"
+        )
+    if not saved.zero_nvme_offload_optimizer():
+        checkpoints.restore(restored, fingerprint=_NAME)
+        for one, other in zip(saved.module.parameters(), restored.module.parameters(), strict=True):
+            with gathered([one, other]):
+                if not torch.equal(one, other):
+                    raise StorageError(
+                        f"{found.path}: rank {dist.get_rank()} reads other weights than were saved"
+                    )
+    return time.monotonic() - started_s
+
+
+def _engine(ds: dict[str, Any], seed: int) -> Any:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(_WIDTH, _WIDTH), nn.Linear(_WIDTH, _WIDTH))
+    return deepspeed.initialize(model=model, model_parameters=list(model.parameters()), config=ds)[0]
