@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any
 
 from launcher.plan.cluster import Cluster
 from launcher.plan.forecast import Forecast, total_s
-from launcher.recipe import Recipe
+from launcher.plan.plan import DEFAULT_MICRO_BATCH
+from launcher.recipe import Recipe, Stage
 
 MORE_WORKERS = (2, 4, 8, 16)
 
@@ -76,15 +78,15 @@ def nearest(
     ask: Ask,
 ) -> list[Way]:
     """Return up to three changes that would fit, the smallest first: one change each, if that is enough."""
-    found = [way for way in _smaller(recipe, ds_name, ds_config, cluster, ask) if way.fits][:1]
+    smaller = [way for way in _smaller(recipe, ds_name, ds_config, cluster, ask) if way.fits]
+    found = smaller[:1]
     for name, config in configs:
-        if name == ds_name:
+        if config == ds_config:
             continue
-        ways = (
-            replace(way, says=(f"--ds {name}", *way.says))
-            for way in _ways(recipe, name, config, cluster, ask)
-        )
-        found += [way for way in ways if way.fits][:1]
+        for way in _ways(recipe, name, config, cluster, ask):
+            if way.fits:
+                found.append(replace(way, says=(f"--ds {name}", *way.says)))
+                break
         if len(found) >= 2:
             break
     for times in MORE_WORKERS:
@@ -93,7 +95,7 @@ def nearest(
         if way.fits:
             found.append(way)
             break
-    return found[:3]
+    return [*found, *smaller[1:]][:3]
 
 
 def _ways(recipe: Recipe, name: str, config: dict[str, Any], cluster: Cluster, ask: Ask) -> Iterator[Way]:
@@ -110,9 +112,9 @@ def _smaller(recipe: Recipe, name: str, config: dict[str, Any], cluster: Cluster
         if recomputes:
             yield _way(base, name, config, cluster, said, ask)
         for micro_batch in (8, 4, 2, 1):
-            if all(_rows(stage) <= micro_batch for stage in base.stages):
+            if all(_rows(stage, cluster) <= micro_batch for stage in base.stages):
                 continue
-            smaller = _with_micro_batch(base, micro_batch)
+            smaller = _with_micro_batch(base, micro_batch, cluster)
             yield _way(smaller, name, config, cluster, (*said, f"micro_batch: {micro_batch}"), ask)
 
 
@@ -129,8 +131,12 @@ def _way(
     )
 
 
-def _rows(stage: Any) -> int:
-    return stage.micro_batch if isinstance(stage.micro_batch, int) else 8
+def _rows(stage: Stage, cluster: Cluster) -> int:
+    """Samples of a micro-batch, at most."""
+    if isinstance(stage.micro_batch, int):
+        return stage.micro_batch
+    per_worker = ceil(stage.global_batch / cluster.num_workers) if isinstance(stage.global_batch, int) else 8
+    return min(DEFAULT_MICRO_BATCH, per_worker)
 
 
 def _recomputing(recipe: Recipe) -> Recipe:
@@ -138,8 +144,10 @@ def _recomputing(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"stages": stages})
 
 
-def _with_micro_batch(recipe: Recipe, rows: int) -> Recipe:
-    stages = [stage.model_copy(update={"micro_batch": min(rows, _rows(stage))}) for stage in recipe.stages]
+def _with_micro_batch(recipe: Recipe, rows: int, cluster: Cluster) -> Recipe:
+    stages = [
+        stage.model_copy(update={"micro_batch": min(rows, _rows(stage, cluster))}) for stage in recipe.stages
+    ]
     return recipe.model_copy(update={"stages": stages})
 
 
