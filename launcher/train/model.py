@@ -175,11 +175,14 @@ def gathered(parameters: list[torch.nn.Parameter], *, writer: int | None = None)
 def _partitioning(ds: dict[str, Any]) -> Iterator[None]:
     """Let from_pretrained meet ZeRO-3: it asks for this object by a weak reference, so it must live on."""
     import deepspeed
+    from deepspeed.utils import groups as ds_groups
     from transformers.integrations import HfDeepSpeedConfig
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     # Before this, DeepSpeed takes the number of workers for 1, and finds the batch sizes inconsistent.
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False)
+    # hpZ makes its group anew for each model, and refuses where one is known: jointly there are several models.
+    ds_groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None
     alive = HfDeepSpeedConfig(ds)
     try:
         yield

@@ -22,7 +22,7 @@ FACTS = ModelFacts(hidden_size=32, max_positions=64)
 
 @dataclass(frozen=True)
 class Case:
-    """One recipe in one ZeRO stage.
+    """One recipe with one of the ds configs, by the end of its name.
 
     Attributes:
         name: of the case; `what` names the function here that runs it.
@@ -32,13 +32,13 @@ class Case:
 
     name: str
     what: str
-    stage: int
+    stage: int | str
     tree: dict[str, Any]
     prepared: Prepared
     run_dir: Path
 
 
-def case(name: str, what: str, stage: int, tree: dict[str, Any], folder: Path) -> Case:
+def case(name: str, what: str, stage: int | str, tree: dict[str, Any], folder: Path) -> Case:
     """Prepare a case's data and first weights, once, before the ranks ask for them."""
     dumped = recipes.dump(recipes.parse(tree))
     return Case(name, what, stage, dumped, prepare_all(dumped, FACTS, str(folder / "store")), folder / name)
