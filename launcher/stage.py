@@ -29,7 +29,7 @@ class StageRun:
             plan: of the stage.
             watch: sees the memory of this process.
         """
-        from launcher.train import checkpoint
+        from launcher.train import checkpoint, writer
 
         self.context, self.plan, self.watch = context, plan, watch
         self.built: Assembly = assemble(context, plan)
@@ -37,12 +37,15 @@ class StageRun:
         self.main = self.parts[-1]
         keep, minutes = context.recipe.checkpoint.keep, context.plan.save_minutes
         folder = context.stage_dir(plan.name)
-        self.checkpoints = checkpoint.Checkpoints(folder / "checkpoints", keep=keep, every_minutes=minutes)
-        self.best = checkpoint.Checkpoints(folder / "best", keep=1, every_minutes=None)
+        saver = writer.Writer(self.engine.engine, in_background=not self.engine.is_offloaded)
+        self.checkpoints = checkpoint.Checkpoints(
+            folder / "checkpoints", saver, keep=keep, every_minutes=minutes, told=self.tell_checkpoint
+        )
+        self.best = checkpoint.Checkpoints(folder / "best", saver, keep=1, every_minutes=None)
         self.metrics: dict[str, dict[str, float]] = {}
         self.verdict, self.num_seen, self.ended_at = Verdict(), 0, 0
         self.stepped_at_s, self.data_s = time.monotonic(), 0.0
-        self.totals = dict.fromkeys(("samples", "tokens", "slots", "data_s", "step_s"), 0.0)
+        self.totals = dict.fromkeys(("samples", "tokens", "slots", "data_s", "step_s", "stall_s"), 0.0)
 
     def run(self) -> None:
         """Restore, train, export, give the memory back."""
@@ -69,9 +72,7 @@ class StageRun:
 
     def restore(self) -> int:
         """Go on from the last checkpoint; return the steps done."""
-        start = self.checkpoints.restore(
-            self.engine.engine, fingerprint=self.fingerprint, content=self.content
-        )
+        start = self.checkpoints.restore(fingerprint=self.fingerprint, content=self.content)
         self.ended_at = start
         if start:
             self.take(self.checkpoints.latest().state)  # type: ignore[union-attr]
@@ -115,6 +116,7 @@ class StageRun:
 
     def record(self, batches: tuple[feed.StepBatch, ...], result: Any) -> None:
         """Write the record of one step."""
+        self.checkpoints.check()
         now_s = time.monotonic()
         spent: dict[str, float] = {
             "samples": sum(batch.num_samples for batch in batches),
@@ -159,7 +161,7 @@ class StageRun:
                 self.main.asked, self.verdict, self.metrics[self.main.name], task=self.main.task
             )
             if self.verdict.is_best:
-                self.best.save(self.engine.engine, step, self.state(step))
+                self.best.save(step, self.state(step))
         self.stepped_at_s = time.monotonic()
         return self.verdict.is_enough
 
@@ -176,16 +178,20 @@ class StageRun:
 
     def save(self, step: int) -> None:
         """Save what continues the run after `step`."""
-        self.checkpoints.save(self.engine.engine, step, self.state(step))
-        self.context.recorder.write("checkpoint", stage=self.plan.name, step=step)
+        self.totals["stall_s"] += self.checkpoints.save(step, self.state(step))
         self.stepped_at_s = time.monotonic()
+
+    def tell_checkpoint(self, saved: dict[str, Any]) -> None:
+        """Write the record of a checkpoint that is committed: its step, bytes, and how long training stood still."""
+        self.context.recorder.write("checkpoint", stage=self.plan.name, **saved)
 
     def finish(self) -> None:
         """Export what was trained, or the best of it, then mark the stage as done."""
         facts = {"steps": self.ended_at, "samples": self.num_seen, **self.sizes, **self._shares()}
         facts["memory"] = self.most_memory()
+        self.checkpoints.wait()
         if (best := self.best.latest()) is not None:
-            self.best.restore(self.engine.engine, fingerprint=self.fingerprint, content=self.content)
+            self.best.restore(fingerprint=self.fingerprint, content=self.content)
             self.metrics, facts["best_step"] = dict(best.state["metrics"]), best.step
         for i, part in enumerate(self.parts):
             if not self.plan.is_baseline:
@@ -222,6 +228,7 @@ class StageRun:
         return {
             "padding": round(1 - of["tokens"] / of["slots"], 4),
             "data_wait": round(of["data_s"] / of["step_s"], 5),
+            "checkpoint_stall_s": round(of["stall_s"], 3),
         }
 
 

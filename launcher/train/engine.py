@@ -71,6 +71,11 @@ class Engine:
         if plan.kind == "packed":
             packed.check(self.model())
 
+    @property
+    def is_offloaded(self) -> bool:
+        """Whether the optimizer's state is in the host's memory or on its disks already."""
+        return bool(self.engine.zero_cpu_offload() or self.engine.zero_nvme_offload_optimizer())
+
     def model(self, part: int = -1) -> Any:
         """Return the transformers model of a part; by default of the main one."""
         return self.parts.models[part]

@@ -12,6 +12,7 @@ from torch import nn
 from launcher.errors import StorageError
 from launcher.train.checkpoint import Checkpoints
 from launcher.train.model import gathered
+from launcher.train.writer import Writer
 
 _WIDTH = 64
 _NAME = "rehearsal"
@@ -49,6 +50,10 @@ def save_and_load(ds: dict[str, Any], folder: Path) -> float:
                         f"{found.path}: rank {dist.get_rank()} reads other weights than were saved"
                     )
     return time.monotonic() - started_s
+
+
+def _checkpoints(folder: Path, engine: Any) -> Checkpoints:
+    return Checkpoints(folder, Writer(engine, in_background=True), keep=2, every_minutes=None)
 
 
 def _engine(ds: dict[str, Any], seed: int) -> Any:
