@@ -33,7 +33,7 @@ class Asked:
 
     Attributes:
         ds_config: None: to be chosen.
-        num_workers: None: as many as there are.
+        num_workers: the fewest; None: as many as there are.
     """
 
     recipe: Recipe
@@ -91,7 +91,9 @@ def look_on_cluster(asked: Asked, world: World) -> Outlook:
     Raises:
         LauncherError: the run cannot be planned.
     """
-    cluster = limited(clusters.of_live(preflight.live()), world.num_workers)
+    # With the fewest workers it has to fit too.
+    fewest = asked.num_workers or world.num_workers
+    cluster = limited(clusters.of_live(preflight.live()), fewest)
     remote = ray.remote(num_cpus=1)(outlook.look)
     return _raised(ray.get(remote.remote(*asked.arguments(cluster))))
 

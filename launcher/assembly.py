@@ -1,6 +1,6 @@
 """From a stage's plan to what DeepSpeed trains: tokenizer, tasks, models on one trunk, groups, engine."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """What one rank holds between stages."""
+    """What one rank holds between stages.
+
+    Attributes:
+        wish: returns why the driver wants the workers to save and leave, on rank 0; empty: it does not.
+    """
 
     recipe: Recipe
     plan: Plan
@@ -31,6 +35,7 @@ class Context:
     device: torch.device
     recorder: Recorder
     samples: Recorder | None
+    wish: Callable[[], str] = str
 
     def stage_dir(self, name: str) -> Path:
         """Where a stage keeps its checkpoints and its export."""

@@ -3,50 +3,45 @@
 import logging
 import os
 import signal
-import sys
-import threading
-import uuid
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-# Ray reads these when it is imported; what the user has set stays.
-os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-
 import ray
-import ray.exceptions
-import ray.train
-import ray.train.torch
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
-from ray.train.v2.api.callback import UserCallback
 
-from launcher import errors, failures, storage, tasks, worker
+from launcher import capacity, failures, storage, tasks
 from launcher import recipe as recipes
-from launcher.errors import ClusterError, ExportFailed, TrainingFailed
+from launcher.errors import ClusterError, ExportFailed
 from launcher.facts import Prepared
+from launcher.generation import Generation, Group, Reason
 from launcher.outlook import Outlook
 from launcher.plan.plan import ModelFacts, World
 from launcher.recipe import Recipe
 from launcher.report import memory
 from launcher.report import summary as report
-from launcher.report.record import Event
 from launcher.report.view import View
 from launcher.stage import AFTER, DONE
 from launcher.worker import HALVINGS
 
-COLLECTIVE_TIMEOUT_S = 1800
-POLL_S = 0.2
-LOST = (ray.exceptions.RayActorError, WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
-"""What Ray raises in the place of a worker whose process or node is gone."""
+Workers = tuple[int, int]
+"""The fewest and the most workers to run with."""
+
+WAIT_S = 1800.0
+"""How long to wait for nodes that are to take the place of lost ones."""
+GROW_AFTER_S = 10.0
+"""How long new nodes have to be there before the run grows onto them: they seldom come alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One run as the command line resolved it."""
+    """One run as the command line resolved it.
+
+    Attributes:
+        workers: the fewest and the most; None: as many as there are when it begins.
+    """
 
     recipe: Recipe
     ds_config: dict[str, Any]
@@ -54,83 +49,97 @@ class Job:
     model_facts: ModelFacts
     run_dir: Path
     outlook: Outlook
-
-
-@ray.remote(num_cpus=0)
-class Bulletin:
-    """Where workers post events and the driver reads them."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def post(self, event: Event) -> None:
-        """Add an event."""
-        self.events.append(event)
-
-    def read(self, start: int) -> list[Event]:
-        """Return the events from number `start` on."""
-        return self.events[start:]
-
-
-class OnFailure(UserCallback):
-    """Asks the policy what to do about failed workers, does it, and tells of it."""
-
-    def __init__(self, policy: failures.Policy, bulletin: str, run_dir: Path) -> None:
-        self.policy, self.bulletin, self.run_dir = policy, bulletin, run_dir
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Raise to end the run: Ray Train does not retry when a callback raises."""
-        lost = {rank for rank, each in worker_exceptions.items() if isinstance(each, LOST)}
-        decision = self.policy.decide(worker_exceptions, lost)
-        if isinstance(decision, failures.Stop):
-            self._post(kind="stopped", type=type(decision.error).__name__, message=str(decision.error))
-            raise decision.error
-        if isinstance(decision, failures.Halve):
-            known = storage.read_json(self.run_dir / HALVINGS) or {}
-            known[decision.stage] = known.get(decision.stage, 0) + 1
-            storage.write_json(self.run_dir / HALVINGS, known)
-            self._post(kind="halved", stage=decision.stage, reason=decision.reason)
-            return
-        self._post(kind="failure", reason=decision.reason[:200], ranks=sorted(worker_exceptions))
-
-    def _post(self, **event: Any) -> None:
-        ray.get(ray.get_actor(self.bulletin).post.remote(event))
+    workers: Workers | None = None
 
 
 @contextmanager
-def cluster(address: str | None, num_workers: int | None) -> Iterator[World]:
+def cluster(address: str | None, workers: Workers | None) -> Iterator[World]:
     """Join the cluster that is meant, or start one on this machine; yield the workers to use.
 
     Raises:
         ClusterError: the cluster cannot be reached, or never can hold the workers.
     """
-    _connect(address, num_workers)
+    _connect(address, workers[1] if workers else None)
     try:
-        yield _world(num_workers)
+        yield _world(workers)
     finally:
         ray.shutdown()
 
 
 def run(job: Job, world: World, view: View, prepared: Prepared) -> dict[str, Any]:
-    """Train, verify and sum up.
+    """Train by one generation of workers after another, verify and sum up.
 
     Returns:
         The summary that is also written to summary.json.
 
     Raises:
         LauncherError: whatever a worker met first.
+        KeyboardInterrupt: the user has stopped the run; what was trained is saved.
     """
-    bulletin_name = f"bulletin-{uuid.uuid4().hex[:12]}"
-    bulletin = Bulletin.options(name=bulletin_name).remote()
-    with _shown(bulletin, view):
-        try:
-            _trainer(job, world, prepared, bulletin_name).fit()
-        except SystemExit:
-            # How Ray Train ends on SIGINT, whose handler it replaces.
-            raise KeyboardInterrupt from None
-        except Exception as failure:
-            raise _cause(failure, ray.get(bulletin.read.remote(0)), job) from failure
-    return _finish(job, world, prepared, view)
+    policy = failures.Policy(job.recipe.max_failures, job.recipe.on_oom, str(job.run_dir / "logs"))
+    kind = "GPU" if world.device == "cuda" else "CPU"
+    fewest, most = job.workers or (world.num_workers, world.num_workers)
+    while True:
+        group = Group(
+            job=_for_workers(job, world, prepared),
+            num_workers=world.num_workers,
+            on_gpu=world.device == "cuda",
+            run_dir=job.run_dir,
+            policy=policy,
+            is_elastic=fewest < most,
+        )
+        generation = Generation(group, view)
+        reason = generation.run(_Watch(world.num_workers, most, kind, view))
+        policy.num_failures += generation.num_failures
+        if reason == "done":
+            return _finish(job, world, prepared, view)
+        if reason == "stop":
+            raise KeyboardInterrupt
+        there = capacity.wait_for(fewest, most, kind, WAIT_S, view.say)
+        if there != world.num_workers or reason != "lost":
+            view.say(f"going on with {there} workers: {_REASONS[reason]}")
+        world = replace(world, num_workers=there)
+
+
+_REASONS = {"preempted": "a node is about to go", "grow": "nodes have come", "lost": "workers were lost"}
+
+
+class _Watch:
+    """Looks at the cluster, and at the user's signals, while a generation trains."""
+
+    def __init__(self, num_workers: int, most: int, kind: str, view: View) -> None:
+        self.num_workers, self.most, self.kind, self.view = num_workers, most, kind, view
+        self.asked: Reason | None = None
+        self.looked_s = self.grown_s = time.monotonic()
+
+    def look(self, generation: Generation) -> None:
+        """Ask the workers to leave where the cluster gives a reason."""
+        now_s = time.monotonic()
+        if now_s - self.looked_s < 1 or self.asked:
+            return
+        self.looked_s, nodes = now_s, capacity.look(self.kind)
+        if going := generation.nodes & nodes.draining:
+            self.view.say(f"{len(going)} of the nodes will soon go: saving, then going on without")
+            self._ask(generation, "preempted")
+        elif min(nodes.num_workers, self.most) <= self.num_workers:
+            self.grown_s = now_s
+        elif now_s - self.grown_s > GROW_AFTER_S and generation.has_begun:
+            self._ask(generation, "grow")
+
+    def interrupt(self, generation: Generation) -> None:
+        """Let the workers save and leave; the second time, or where there is nothing to save, end at once.
+
+        Raises:
+            KeyboardInterrupt: to end at once.
+        """
+        if self.asked == "stop" or not generation.has_begun:
+            raise KeyboardInterrupt
+        self.view.say("stopping after a checkpoint at the end of this step; once more stops at once")
+        self._ask(generation, "stop")
+
+    def _ask(self, generation: Generation, wish: Reason) -> None:
+        self.asked = wish
+        generation.ask(wish)
 
 
 def _connect(address: str | None, num_workers: int | None) -> None:
@@ -159,25 +168,24 @@ def _connect(address: str | None, num_workers: int | None) -> None:
         raise ClusterError(f"cannot reach a Ray cluster at {options['address']}: {reason}") from None
 
 
-def _world(num_workers: int | None) -> World:
+def _world(workers: Workers | None) -> World:
     resources = ray.cluster_resources()
     num_gpus, num_cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
     device = "cuda" if num_gpus else "cpu"
     available = num_gpus or num_cpus
-    wanted = num_workers or (num_gpus or min(2, num_cpus))
-    if wanted < 1:
+    fewest, most = workers or (1, num_gpus or min(2, num_cpus))
+    if most < 1:
         raise ClusterError("the cluster has neither CPUs nor GPUs to run workers on")
-    if wanted > available:
+    if fewest > available:
         kind = "GPUs" if num_gpus else "CPUs"
         raise ClusterError(
-            f"--workers {wanted}, but the cluster has {available} {kind}: ask for at most that"
+            f"--workers {fewest}, but the cluster has {available} {kind}: ask for at most that"
         )
-    return World(num_workers=wanted, device=device)  # type: ignore[arg-type]
+    return World(num_workers=min(most, available), device=device)  # type: ignore[arg-type]
 
 
-def _trainer(job: Job, world: World, prepared: Prepared, bulletin: str) -> Any:
-    on_gpu = world.device == "cuda"
-    config = {
+def _for_workers(job: Job, world: World, prepared: Prepared) -> dict[str, Any]:
+    return {
         "recipe": recipes.dump(job.recipe),
         "ds_config": job.ds_config,
         "ds_name": job.ds_name,
@@ -185,79 +193,8 @@ def _trainer(job: Job, world: World, prepared: Prepared, bulletin: str) -> Any:
         "prepared": prepared,
         "run_dir": str(job.run_dir),
         "device": world.device,
-        "bulletin": bulletin,
         "predicted": job.outlook.predicted(),
     }
-    # Workers need the compiler's helpers of this environment on their path, activated or not.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    environment = {"PATH": path, "TOKENIZERS_PARALLELISM": "true"}
-    if not on_gpu:
-        environment["DS_ACCELERATOR"] = "cpu"
-    policy = failures.Policy(job.recipe.max_failures, job.recipe.on_oom, str(job.run_dir / "logs"))
-    return ray.train.torch.TorchTrainer(
-        worker.train,
-        train_loop_config=config,
-        torch_config=ray.train.torch.TorchConfig(
-            backend="nccl" if on_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
-        ),
-        scaling_config=ray.train.ScalingConfig(num_workers=world.num_workers, use_gpu=on_gpu),
-        run_config=ray.train.RunConfig(
-            # A name of its own each time: what Ray keeps is never needed to continue, and a damaged
-            # snapshot of an earlier try must not stop this one.
-            name=uuid.uuid4().hex[:12],
-            storage_path=str(job.run_dir / "logs" / "ray"),
-            failure_config=ray.train.FailureConfig(
-                max_failures=-1,  # Counted by our own policy, which knows the causes.
-                controller_failure_limit=0,
-            ),
-            callbacks=[OnFailure(policy, bulletin, job.run_dir)],
-            worker_runtime_env={"env_vars": environment},
-        ),
-    )
-
-
-@contextmanager
-def _shown(bulletin: Any, view: View) -> Iterator[None]:
-    """Show the events that workers post, from a thread, until the block ends; then the rest of them."""
-    stop = threading.Event()
-    shown = 0
-
-    def drain() -> None:
-        nonlocal shown
-        for event in ray.get(bulletin.read.remote(shown), timeout=30):
-            view.show(event)
-            shown += 1
-
-    def poll() -> None:
-        while not stop.wait(POLL_S):
-            try:
-                drain()
-            except Exception as error:  # The view must never end a run.
-                logging.getLogger(__name__).warning("progress: %s", error)
-
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        drain()
-        view.end_line()
-
-
-def _cause(failure: Exception, events: list[Event], job: Job) -> Exception:
-    """Why the run was ended; else the last error that a worker reported; else what Ray says."""
-    told = [e for e in events if e["kind"] == "stopped"] or [e for e in events if e["kind"] == "error"]
-    if told:
-        kind = getattr(errors, told[-1]["type"], TrainingFailed)
-        return kind(told[-1]["message"])  # type: ignore[no-any-return]
-    workers = getattr(failure, "worker_failures", {}) or {}
-    first = next(iter(workers.values()), failure)
-    return TrainingFailed(
-        f"the workers could not go on; the last error: {failures.last_line(first)} (logs:"
-        f" {job.run_dir / 'logs'}). The same command continues from the last checkpoint"
-    )
 
 
 def _finish(job: Job, world: World, prepared: Prepared, view: View) -> dict[str, Any]:

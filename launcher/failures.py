@@ -9,9 +9,10 @@ from launcher.errors import LauncherError, OutOfMemory, TrainingFailed
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Start the workers again; `reason` is what failed."""
+    """Start the workers again; `reason` is what failed, `is_lost` whether a process or node is gone."""
 
     reason: str
+    is_lost: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class Policy:
                 )
             )
         self.said = "" if is_lost else reason
-        return Retry(reason)
+        return Retry(reason, is_lost)
 
 
 def _is_about_a_peer(error: BaseException) -> bool:

@@ -80,7 +80,7 @@ def _launch(options: argparse.Namespace, recipe: Any) -> int:
         ds_config=ds_config,
         model_facts=model_facts,
         facts=facts,
-        num_workers=options.workers,
+        num_workers=options.workers[0] if options.workers else None,
     )
     if options.plan and (options.cluster or not _joins_a_cluster(options)):
         return ahead.plan(asked, options.cluster, run_dir)
@@ -112,6 +112,7 @@ def _on_cluster(options: argparse.Namespace, asked: Any, run_dir: Path) -> int:
             model_facts=asked.model_facts,
             run_dir=run_dir,
             outlook=found,
+            workers=options.workers,
         )
         if options.seeds is None:
             ended = _train(job, world, view, run_dir.parent / ".store", fresh=options.fresh)
@@ -281,7 +282,12 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--set", action="append", default=[], metavar="a.b=c", help="override a key of the recipe; repeatable"
     )
-    add("--workers", type=_positive, metavar="N", help="worker processes; default: all GPUs, or 2 CPUs")
+    add(
+        "--workers",
+        type=_workers,
+        metavar="N",
+        help="worker processes; 2:8: as many of them as there are nodes for, at any time; default: all GPUs, or 2 CPUs",
+    )
     add("--seeds", type=_positive, metavar="N", help="make the run N times with other seeds: mean and spread")
     add("--name", help="the run's name; default: made from recipe and ds config")
     add("--run-root", metavar="DIR", help="where runs are kept; default: ./runs, in a job ~/launcher-runs")
@@ -296,6 +302,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--show-recipe", action="store_true", help="print the resolved recipe, and stop")
     add("--schema", action="store_true", help="print the recipe's JSON schema, and stop")
     return parser
+
+
+def _workers(text: str) -> tuple[int, int]:
+    first, _, last = text.partition(":")
+    fewest = _positive(first)
+    most = _positive(last) if last else fewest
+    if most < fewest:
+        raise argparse.ArgumentTypeError(f"{text}: the second number has to be at least the first")
+    return fewest, most
 
 
 def _positive(text: str) -> int:

@@ -18,6 +18,20 @@ from launcher.plan.plan import StagePlan
 DONE, AFTER = "done.json", "after.json"
 
 
+class Leave(Exception):
+    """The workers go because the driver wishes so; everything that they did is saved.
+
+    Attributes:
+        reason: of the wish, on rank 0.
+        stage: in which they were.
+        step: the last one that was made; 0 between stages.
+    """
+
+    def __init__(self, reason: str, stage: str, step: int) -> None:
+        super().__init__(reason, stage, step)
+        self.reason, self.stage, self.step = reason, stage, step
+
+
 class StageRun:
     """One stage, or several that are trained jointly."""
 
@@ -66,6 +80,8 @@ class StageRun:
             record=self.record,
             evaluate=self.evaluate,
             save=self.save,
+            leave_wanted=lambda: bool(self.context.wish()),
+            leave=self.leave,
         )
         batches.close()
         self.finish()
@@ -185,6 +201,15 @@ class StageRun:
         """Write the record of a checkpoint that is committed: its step, bytes, and how long training stood still."""
         self.context.recorder.write("checkpoint", stage=self.plan.name, **saved)
 
+    def leave(self, step: int) -> None:
+        """Go, now that all of it is saved.
+
+        Raises:
+            Leave: always.
+        """
+        self.checkpoints.wait()
+        raise Leave(self.context.wish(), self.plan.name, step)
+
     def finish(self) -> None:
         """Export what was trained, or the best of it, then mark the stage as done."""
         facts = {"steps": self.ended_at, "samples": self.num_seen, **self.sizes, **self._shares()}
@@ -230,6 +255,18 @@ class StageRun:
             "data_wait": round(of["data_s"] / of["step_s"], 5),
             "checkpoint_stall_s": round(of["stall_s"], 3),
         }
+
+
+def leave_if_asked(context: Context) -> None:
+    """Go between two stages, where rank 0 knows of a wish; every rank must call it.
+
+    Raises:
+        Leave: there is one.
+    """
+    asked = torch.tensor([int(bool(context.wish()))], device=context.device)
+    dist.broadcast(asked, 0)
+    if asked.item():
+        raise Leave(context.wish(), "", 0)
 
 
 def measure_again(context: Context, plan: StagePlan, last: StagePlan) -> None:

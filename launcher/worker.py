@@ -4,12 +4,14 @@ import logging
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray
+import ray.exceptions
 import ray.train
 import torch
 import torch.distributed as dist
@@ -22,9 +24,9 @@ from launcher.plan import offload
 from launcher.plan.plan import StagePlan, World, make_plan
 from launcher.report import memory as report
 from launcher.report.record import Event, Recorder
-from launcher.stage import DONE, StageRun, measure_again
+from launcher.stage import DONE, Leave, StageRun, leave_if_asked, measure_again
 
-POST_EVERY_S = 0.1
+POST_EVERY_S, LOOK_EVERY_S = 0.1, 0.3
 HALVINGS = "halvings.json"
 """In the run directory: by stage, how often its micro-batch was halved for want of memory."""
 
@@ -37,12 +39,15 @@ def train(job: dict[str, Any]) -> None:
             actor's name), predicted (bytes by stage): plain data, nothing computed from the number of workers.
     """
     rank = ray.train.get_context().get_world_rank()
+    _tell(job, kind="worker", rank=rank, node=ray.get_runtime_context().get_node_id(), pid=os.getpid())
     _send_chatter_to(Path(job["run_dir"]) / "logs" / f"rank-{rank}.log")
     try:
         _run(job, rank)
+    except Leave as leave:
+        if rank == 0:
+            _tell(job, kind="left", reason=leave.reason, stage=leave.stage, step=leave.step)
     except LauncherError as error:
-        event = {"kind": "error", "type": type(error).__name__, "message": str(error)}
-        ray.get(ray.get_actor(job["bulletin"]).post.remote(event))
+        _tell(job, kind="error", type=type(error).__name__, message=str(error))
         raise
 
 
@@ -53,7 +58,7 @@ def _run(job: dict[str, Any], rank: int) -> None:
     for plan in context.plan.stages:
         if storage.read_json(context.stage_dir(plan.name) / DONE) is None:
             _stage(context, plan, job["predicted"].get(plan.name, {}))
-            dist.barrier()
+            leave_if_asked(context)
     *earlier, last = [plan for plan in context.plan.stages if not plan.is_baseline]
     for plan in earlier:
         measure_again(context, plan, last)
@@ -102,6 +107,7 @@ def _context(job: dict[str, Any], rank: int) -> Context:
         device=ray.train.torch.get_device(),
         recorder=Recorder(run_dir / "metrics.jsonl" if rank == 0 else None, listener),
         samples=Recorder(audit) if recipe.log_samples else None,
+        wish=_Wishes(job["bulletin"]) if rank == 0 else str,
     )
 
 
@@ -113,6 +119,30 @@ def _send_chatter_to(path: Path) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     logging.basicConfig(stream=os.fdopen(os.dup(log), "a", buffering=1), level=logging.INFO, force=True)
+
+
+def _tell(job: dict[str, Any], **event: Any) -> None:
+    """Post an event, and wait until it is there."""
+    ray.get(ray.get_actor(job["bulletin"]).post.remote(event))
+
+
+class _Wishes:
+    """What the driver wishes for, looked up by a thread of its own, so that no step waits for it."""
+
+    def __init__(self, bulletin: str) -> None:
+        self.wish, self.actor = "", ray.get_actor(bulletin)
+        threading.Thread(target=self._look, daemon=True, name="wishes").start()
+
+    def __call__(self) -> str:
+        return self.wish
+
+    def _look(self) -> None:
+        while True:
+            time.sleep(LOOK_EVERY_S)
+            try:
+                self.wish = ray.get(self.actor.asked.remote())
+            except ray.exceptions.RayError:
+                return  # The driver is gone, and this process goes with it.
 
 
 def _listener(bulletin: str) -> Callable[[Event], None]:

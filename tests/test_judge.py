@@ -116,6 +116,7 @@ def test_a_verdict_survives_a_checkpoint() -> None:
 @dataclass
 class Result:
     save_wanted: bool = False
+    leave_wanted: bool = False
 
 
 @dataclass
@@ -125,10 +126,10 @@ class Counter:
     made: list[int] = field(default_factory=list)
     wanted: list[bool] = field(default_factory=list)
 
-    def step(self, batch: int, lr: float, *, save_wanted: bool = False) -> Result:
+    def step(self, batch: int, lr: float, *, save_wanted: bool = False, leave_wanted: bool = False) -> Result:
         self.made.append(batch)
         self.wanted.append(save_wanted)
-        return Result(save_wanted)
+        return Result(save_wanted, leave_wanted)
 
 
 def train(
@@ -160,6 +161,8 @@ def train(
         record=lambda batch, result: None,
         evaluate=evaluate,
         save=saved.append,
+        leave_wanted=lambda: False,
+        leave=lambda step: None,
     )
     return trainer.made, judged, saved
 

@@ -120,6 +120,10 @@ class View:
     def _export(self, event: Event) -> None:
         self.say(f"stage {event['stage']}: model written to {event['path']}")
 
+    def _left(self, event: Event) -> None:
+        at = f"step {event['step']} of stage {event['stage']}" if event["stage"] else "the end of a stage"
+        self.say(f"saved at {at}")
+
     def _halved(self, event: Event) -> None:
         self.say(
             f"{event['reason']}\ngoing on from the last checkpoint with half the micro-batch (on_oom: shrink)"

@@ -245,8 +245,11 @@ def _set_engine_state(writer: Writer, state: dict[str, Any]) -> None:
     for name, value in state["counters"].items():
         setattr(engine, name, value)
     writer.shards.set_scalars(state["optimizer"])
+    # Another precision or stage may have no scale, or one of another kind.
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
     for name, value in state["loss_scaler"].items():
-        setattr(engine.optimizer.loss_scaler, name, value)
+        if hasattr(scaler, name):
+            setattr(scaler, name, value)
     if state["scheduler"] is not None and engine.lr_scheduler is not None:
         engine.lr_scheduler.load_state_dict(state["scheduler"])
 

@@ -31,6 +31,7 @@ class StepResult:
     gradient_norm: float
     learning_rate: float
     save_wanted: bool
+    leave_wanted: bool
 
 
 class Engine:
@@ -80,7 +81,14 @@ class Engine:
         """Return the transformers model of a part; by default of the main one."""
         return self.parts.models[part]
 
-    def step(self, batches: tuple[StepBatch, ...], lr: float, *, save_wanted: bool = False) -> StepResult:
+    def step(
+        self,
+        batches: tuple[StepBatch, ...],
+        lr: float,
+        *,
+        save_wanted: bool = False,
+        leave_wanted: bool = False,
+    ) -> StepResult:
         """Train on this rank's part of a global batch, and update.
 
         The loss of each part is the sum over its micro-batches divided by the number of loss-bearing labels
@@ -91,6 +99,7 @@ class Engine:
             batches: for each part this rank's micro-batches; as many in every part on every rank.
             lr: the learning rate of this step, unless the ds config brings a scheduler.
             save_wanted: whether this rank wants a checkpoint now; one rank's wish is told to all.
+            leave_wanted: whether this rank wants all to save and leave; likewise.
         """
         self.engine.train()
         step = batches[0].step
@@ -98,22 +107,22 @@ class Engine:
             for asked, group in zip(self.groups, self.optimizer.param_groups, strict=True):
                 group["lr"] = lr * asked.scale if step > asked.opens_after else 0.0
         used_lr = max(float(group["lr"]) for group in self.optimizer.param_groups)
-        told = torch.zeros(len(batches) + 1, dtype=torch.float64, device=self._told_device())
+        told = torch.zeros(len(batches) + 2, dtype=torch.float64, device=self._told_device())
         rounds = list(zip(*(batch.micro_batches for batch in batches), strict=True))
         own_norm = None
         for i, round_ in enumerate(rounds):
             self._seed_dropout(step, round_[0].chunk)
             self.engine.set_gradient_accumulation_boundary(i == len(rounds) - 1)
-            told[:-1] += self.backward(batches, round_)
+            told[:-2] += self.backward(batches, round_)
             if i == len(rounds) - 1:
                 own_norm = self._own_norm()
             self.engine.step()
-        told[-1] = float(save_wanted)
+        told[-2], told[-1] = float(save_wanted), float(leave_wanted)
         dist.all_reduce(told)
-        *sums, wanted = told.tolist()
+        *sums, saving, leaving = told.tolist()
         losses = [total / max(1, batch.num_targets) for total, batch in zip(sums, batches, strict=True)]
         loss = sum(weight * each for weight, each in zip(self.weights, losses, strict=True))
-        return StepResult(loss, losses, self._norm(own_norm), used_lr, wanted > 0)
+        return StepResult(loss, losses, self._norm(own_norm), used_lr, saving > 0, leaving > 0)
 
     def backward(self, batches: tuple[StepBatch, ...], round_: tuple[MicroBatch, ...]) -> torch.Tensor:
         """Run one micro-batch of every part forward and backward; return their loss sums."""

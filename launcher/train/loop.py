@@ -12,12 +12,15 @@ class Result(Protocol):
     """What a step tells the loop."""
 
     save_wanted: bool
+    leave_wanted: bool
 
 
 class Trainer(Protocol):
     """What the loop needs of an engine."""
 
-    def step(self, batch: Any, lr: float, *, save_wanted: bool = False) -> Result: ...
+    def step(
+        self, batch: Any, lr: float, *, save_wanted: bool = False, leave_wanted: bool = False
+    ) -> Result: ...
 
 
 def run(
@@ -30,14 +33,23 @@ def run(
     record: Callable[[Any, Result], None],
     evaluate: Callable[[int], bool],
     save: Callable[[int], None],
+    leave_wanted: Callable[[], bool],
+    leave: Callable[[int], None],
 ) -> None:
-    """Train from after step `start` to the end of the schedule, or until `evaluate` says that it is enough."""
+    """Train from after step `start` to the end of the schedule, or until `evaluate` says that it is enough.
+
+    `leave` raises where the workers are to go before the end.
+    """
     for step in range(start + 1, schedule.num_steps + 1):
         batch = batch_of(step)
-        result = engine.step(batch, schedule.lr(step), save_wanted=clock_wants_save())
+        result = engine.step(
+            batch, schedule.lr(step), save_wanted=clock_wants_save(), leave_wanted=leave_wanted()
+        )
         record(batch, result)
         is_enough = schedule.eval_due(step) and evaluate(step)
-        if schedule.save_due(step, wanted=result.save_wanted or is_enough):
+        if schedule.save_due(step, wanted=result.save_wanted or result.leave_wanted or is_enough):
             save(step)
+        if result.leave_wanted:
+            leave(step)
         if is_enough:
             break
