@@ -135,6 +135,7 @@ class Generation:
         self.trainer = _trainer(group, name)
         self.events: list[Event] = []
         self.failure: BaseException | None = None
+        self.ended = threading.Event()
         self.thread = threading.Thread(target=self._fit, daemon=True, name="fit")
 
     def run(self, watch: "Watch") -> Reason:
@@ -151,9 +152,10 @@ class Generation:
         """
         self.thread.start()
         with self._shown():
-            while self.thread.is_alive():
+            # Not the thread's join: an interrupt in it makes Python take the thread for ended.
+            while not self.ended.is_set():
                 try:
-                    self.thread.join(POLL_S)
+                    self.ended.wait(POLL_S)
                     watch.look(self)
                 except KeyboardInterrupt:
                     watch.interrupt(self)
@@ -188,6 +190,8 @@ class Generation:
             self.trainer.fit()
         except BaseException as failure:
             self.failure = failure
+        finally:
+            self.ended.set()
 
     def _is_lost(self) -> bool:
         if any(event["kind"] in ("stopped", "error") for event in self.events):
