@@ -43,7 +43,7 @@ class Parts(nn.Module):
     def _given(self, index: int, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
         if "position_ids" not in batch:
             return batch
-        return packed.inputs(self.models[index], batch)
+        return packed.inputs(self.models[index], batch) | {"labels": batch["labels"]}
 
 
 def share_trunk(models: Sequence[Any]) -> None:
