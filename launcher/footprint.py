@@ -9,6 +9,7 @@ import torch
 from launcher import tasks
 from launcher.errors import LauncherError, ModelError
 from launcher.part import is_same_head
+from launcher.plan import sequence
 from launcher.plan.plan import StageFacts, StagePlan
 from launcher.plan.shapes import Parameter, Shapes, Trace, deeper
 from launcher.recipe import Recipe
@@ -43,7 +44,7 @@ def of_stage(
     def skeleton(layers: int | None = None) -> _Skeleton:
         return _Skeleton(recipe, plan, facts, vocabulary, models.DTYPES[dtype], layers)
 
-    work = trace.register_attention(device, recipe.model.attention)
+    work = trace.register_attention(device, recipe.model.attention, plan.team)
     whole = skeleton()
     depth = whole.depth()
     if depth is None or depth <= DEEP:
@@ -150,9 +151,15 @@ class _Skeleton:
         try:
             for model in self.models:
                 recompute.turn_on(model)
+                if (tile := self._tile()) is not None:
+                    recompute.tile(model, tile)
         except LauncherError:
             return plain, None
         return plain, self.trace(work)
+
+    def _tile(self) -> int | None:
+        """Tokens of a tile, if activations are computed again."""
+        return sequence.mlp_tile(*_size(self.plans[-1]), recomputes=True)
 
     def trace(self, work: list[int]) -> Trace:
         """Run the micro-batch of the stage once."""
@@ -228,5 +235,5 @@ def _labels(stage: Any, facts: StageFacts) -> tuple[str, ...]:
 
 
 def _size(plan: StagePlan) -> tuple[int, int]:
-    """The rows and the length of a stage's largest micro-batch."""
-    return plan.micro_batch, plan.max_length
+    """The rows and the length of a worker's share of a stage's largest micro-batch."""
+    return plan.micro_batch, plan.share_length

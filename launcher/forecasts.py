@@ -38,7 +38,7 @@ class Forecaster:
         result = []
         for stage in plan.stages:
             # By what is trained, not by name: the baseline is the last stage once more.
-            key = (stage.index, len(stage.beside), plan.dtype, world.device)
+            key = (stage.index, len(stage.beside), plan.dtype, world.device, stage.team)
             if key not in self._known:
                 self._known[key] = footprint.of_stage(
                     recipe, stage, self.facts, dtype=plan.dtype, device=world.device

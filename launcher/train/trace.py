@@ -118,12 +118,13 @@ def run(
     )
 
 
-def register_attention(device: str, name: str) -> list[int]:
+def register_attention(device: str, name: str, team: int = 1) -> list[int]:
     """Let `ATTENTION` hold what the attention of a device holds.
 
     Args:
         device: `cuda` or `cpu`.
         name: the implementation asked for, as the recipe has it.
+        team: workers that share a sample: each has a share of the heads, for the whole length.
 
     Returns:
         A list that gets the floating-point operations of each attention, as it is run.
@@ -145,7 +146,7 @@ def register_attention(device: str, name: str) -> list[int]:
         # Torch's fused kernel on CPUs knows no dropout, and none a gradient of the bias.
         is_fused = not (mask is not None and mask.requires_grad) and not (device == "cpu" and dropout > 0)
         if is_fused:
-            return _Fused.apply(query, key, value, mask, _work(module, query, key), work), None
+            return _Fused.apply(query, key, value, mask, team * _work(module, query, key), work), None
         groups = query.shape[1] // key.shape[1]
         keys, values = (
             each.repeat_interleave(groups, dim=1) if groups > 1 else each for each in (key, value)
