@@ -133,7 +133,9 @@ _KINDS = {"random": "drawn at random", "bucketed": "of like length", "packed": "
 
 
 def _workers(stage: StagePlan) -> str:
-    return f"{stage.num_workers} workers" if stage.team == 1 else f"{stage.num_teams} teams"
+    if stage.team == 1:
+        return f"{stage.num_workers} workers"
+    return f"{stage.num_teams} team{'s' * (stage.num_teams > 1)} of {stage.team} workers"
 
 
 def _shared(stage: StagePlan) -> list[str]:

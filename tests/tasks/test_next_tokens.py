@@ -1,6 +1,7 @@
 """The loss in tiles against the plain one: values, gradients, memory; and where it has to be plain."""
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,19 +15,21 @@ from launcher.tasks.base import IGNORED
 from launcher.tasks.causal_lm import CausalLM
 
 ROWS, LENGTH = 3, 17
+SHAPE = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+}
 
 
 def model_of(kind: str = "llama", vocabulary: int = 50, **keys: Any) -> Any:
     config = transformers.AutoConfig.for_model(
         kind,
         vocab_size=vocabulary,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        **keys,
+        **SHAPE | keys,
     )
     torch.manual_seed(0)
     return transformers.AutoModelForCausalLM.from_config(config).train()
@@ -125,10 +128,10 @@ def test_a_hidden_change_of_the_logits_is_seen() -> None:
     assert tiled[0] == plain[0]
 
 
-def peak(model: Any, task: CausalLM, batch: dict[str, torch.Tensor]) -> int:
+def peak_of(run: Callable[[], None]) -> int:
     """The most bytes in use at once, over those there at the beginning."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        task.loss(task.outputs(model, None, batch), batch).backward()
+        run()
     events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
     changes = [change for _, change in sorted((e.start_ns(), e.nbytes()) for e in events)]
     return max(itertools.accumulate(changes))
@@ -138,7 +141,10 @@ def test_peak_memory_is_lower_for_a_large_vocabulary() -> None:
     vocabulary = 20_000
     model, batch = model_of(vocabulary=vocabulary), batch_of(vocabulary, rows=1, length=512)
     logits = 4 * 512 * vocabulary
-    plain, tiled = peak(model, task_of(PLAIN), batch), peak(model, task_of(logits // 16), batch)
+    peaks = []
+    for task in (task_of(PLAIN), task_of(logits // 16)):
+        peaks.append(peak_of(lambda task=task: task.loss(task.outputs(model, None, batch), batch).backward()))
+    plain, tiled = peaks
     print(f"plain {plain / 1e6:.0f} MB, in tiles {tiled / 1e6:.0f} MB, logits {logits / 1e6:.0f} MB")
     assert plain > 2 * logits
     assert tiled < logits / 2

@@ -12,12 +12,15 @@ from safetensors.torch import load_file
 
 from launcher import recipe as recipes
 from launcher.assembly import Assembly, Context, assemble, write_export
+from launcher.errors import ModelError
 from launcher.facts import Prepared, prepare_all
 from launcher.part import in_lock_step
 from launcher.plan import zero
 from launcher.plan.plan import ModelFacts, StagePlan
 from launcher.tasks import next_tokens
+from launcher.train import recompute, sequence
 from tests.conftest import ROOT, free_port, join_ranks
+from tests.tasks.test_next_tokens import batch_of, model_of, peak_of
 from tests.train import transfer_ranks as ranks
 
 pytestmark = pytest.mark.timeout(900)
@@ -145,6 +148,22 @@ def trained(context: Context, case: Case) -> dict[str, Any]:
     return found
 
 
+def bypassed(context: Context) -> str:
+    """What is said of a model whose attention has a table of its own, as some have in transformers."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, sdpa_attention_forward
+
+    built = assemble(context, context.plan.stages[0])
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = sdpa_attention_forward
+    said = ""
+    try:
+        step(built, context.plan.stages[0], 1)
+    except ModelError as error:
+        said = str(error)
+    del ALL_ATTENTION_FUNCTIONS["sdpa"]
+    built.engine.close()
+    return said if ALL_ATTENTION_FUNCTIONS["sdpa"] is sdpa_attention_forward else "not put back"
+
+
 def config_of(case: Case) -> dict[str, Any]:
     return zero.load(str(ROOT / f"ds_configs/{case.ds}.json")) | {"sequence_parallel_size": case.team}
 
@@ -161,6 +180,11 @@ def _rank(rank: int, port: int, folder: str, jobs: dict[str, tuple[dict[str, Any
             results[name] = trained(context, case)
         except Exception:
             raise RuntimeError(f"{name}: {traceback.format_exc()}") from None
+    asked, prepared = jobs["zero0"]
+    context = ranks.context(
+        asked, "own", config_of(CASES["zero0"]), FACTS, prepared, Path(folder) / "own", rank
+    )
+    results["own attention"] = {"said": bypassed(context)}
     (Path(folder) / f"rank-{rank}.json").write_text(json.dumps(results))
     dist.destroy_process_group()
 
@@ -177,8 +201,8 @@ def runs(chat_setup: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
         jobs[name] = asked, prepare_all(asked, FACTS, str(folder / "store"))
     torch.multiprocessing.spawn(_rank, (free_port(), str(folder), jobs), nprocs=NUM_RANKS)
     found = json.loads((folder / "rank-0.json").read_text())
-    for name, each in found.items():
-        each["weights"] = load_file(folder / name / "stages/chat/export/model.safetensors")
+    for name in CASES:
+        found[name]["weights"] = load_file(folder / name / "stages/chat/export/model.safetensors")
     return found
 
 
@@ -213,3 +237,64 @@ def test_evaluation_and_logits_are_those_of_whole_samples(
 def test_a_new_engine_goes_on_from_the_checkpoint(name: str, runs: dict[str, Any]) -> None:
     assert runs[name]["team"] == 2
     assert runs[name]["resumed"] == runs[name]["losses"][1:]
+
+
+def test_a_model_that_attends_by_itself_is_refused_at_its_first_step(runs: dict[str, Any]) -> None:
+    assert runs["own attention"]["said"].startswith(
+        "LlamaForCausalLM does its attention by itself in 2 of 2 layers, so samples cannot be divided:"
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "attention", "size", "says"),
+    [
+        ({}, "sdpa", 4, "the model has 2 attention heads, which 4 does not divide"),
+        ({}, "eager", 2, "its attention (eager) is in its own code"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+            "sdpa",
+            2,
+            "its positions are scaled by the length of a sample (dynamic)",
+        ),
+    ],
+)
+def test_models_that_cannot_be_divided_are_refused(
+    keys: dict[str, Any], attention: str, size: int, says: str
+) -> None:
+    model = model_of(**keys)
+    model.set_attn_implementation(attention)
+    with pytest.raises(ModelError) as refused:
+        sequence.check(model, size)
+    assert str(refused.value) == (
+        f"LlamaForCausalLM: samples cannot be divided among {size} workers, since {says}: leave"
+        " sequence_parallel_size out of the ds config"
+    )
+
+
+@pytest.mark.parametrize("tokens", [5, 17, 100])
+def test_networks_in_tiles_give_the_same_gradients(tokens: int) -> None:
+    batch, found = batch_of(), []
+    for is_tiled in (False, True):
+        model = model_of()
+        if is_tiled:
+            recompute.tile(model, tokens)
+            assert len(list(recompute.tiled(model))) == 2
+        model(**batch).loss.backward()
+        found.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, gradient in found[0].items():
+        assert torch.allclose(found[1][name], gradient, rtol=1e-5, atol=1e-7), name
+
+
+def test_networks_in_tiles_hold_less() -> None:
+    batch, peaks = batch_of(rows=1, length=1024), []
+    for tokens in (None, 64):
+        model = model_of(intermediate_size=2000)
+        recompute.turn_on(model)
+        if tokens is not None:
+            recompute.tile(model, tokens)
+        peaks.append(peak_of(lambda model=model: model(**batch).loss.backward()))
+    whole = 4 * 1024 * 2000
+    print(
+        f"peak {peaks[0] / 1e6:.1f} MB, in tiles {peaks[1] / 1e6:.1f} MB; one tensor of a network {whole / 1e6:.1f}"
+    )
+    assert peaks[1] < peaks[0] - 3 * whole
