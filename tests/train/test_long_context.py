@@ -212,6 +212,7 @@ def pair(request: pytest.FixtureRequest, runs: dict[str, Any]) -> tuple[dict[str
     return runs[request.param], runs[CASES[request.param].same_as or ""]
 
 
+@pytest.mark.slow
 def test_losses_norms_and_export_are_those_of_whole_samples(
     pair: tuple[dict[str, Any], dict[str, Any]],
 ) -> None:
@@ -223,6 +224,7 @@ def test_losses_norms_and_export_are_those_of_whole_samples(
         assert torch.allclose(found["weights"][name], value, atol=1e-4), name
 
 
+@pytest.mark.slow
 def test_evaluation_and_logits_are_those_of_whole_samples(
     pair: tuple[dict[str, Any], dict[str, Any]],
 ) -> None:
@@ -233,12 +235,14 @@ def test_evaluation_and_logits_are_those_of_whole_samples(
     assert torch.allclose(mine, whole, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.team > 1])
 def test_a_new_engine_goes_on_from_the_checkpoint(name: str, runs: dict[str, Any]) -> None:
     assert runs[name]["team"] == 2
     assert runs[name]["resumed"] == runs[name]["losses"][1:]
 
 
+@pytest.mark.slow
 def test_a_model_that_attends_by_itself_is_refused_at_its_first_step(runs: dict[str, Any]) -> None:
     assert runs["own attention"]["said"].startswith(
         "LlamaForCausalLM does its attention by itself in 2 of 2 layers, so samples cannot be divided:"
