@@ -33,9 +33,10 @@ def of_stage(
         device: `cuda` or `cpu`: their attention kernels hold different things.
 
     Raises:
-        ModelError: the model cannot be built from its config.
+        ModelError: the model cannot be built from its config, or its samples cannot be divided as planned.
     """
     from launcher.train import model as models
+    from launcher.train import sequence as teams
     from launcher.train import trace
 
     tokenizer = models.load_tokenizer(recipe.model) if _needs_tokenizer(recipe) else None
@@ -44,8 +45,14 @@ def of_stage(
     def skeleton(layers: int | None = None) -> _Skeleton:
         return _Skeleton(recipe, plan, facts, vocabulary, models.DTYPES[dtype], layers)
 
-    work = trace.register_attention(device, recipe.model.attention, plan.team)
+    work = trace.register_attention(
+        device, recipe.model.attention, plan.team, is_packed=plan.kind == "packed"
+    )
     whole = skeleton()
+    if plan.team > 1:
+        # As each rank will, but before there are any.
+        for model in whole.models:
+            teams.check(model, plan.team)
     depth = whole.depth()
     if depth is None or depth <= DEEP:
         return whole.shapes(*whole.traces(work))

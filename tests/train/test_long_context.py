@@ -10,17 +10,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from launcher import footprint
 from launcher import recipe as recipes
 from launcher.assembly import Assembly, Context, assemble, write_export
 from launcher.errors import ModelError
 from launcher.facts import Prepared, prepare_all
 from launcher.part import in_lock_step
 from launcher.plan import zero
-from launcher.plan.plan import ModelFacts, StagePlan
+from launcher.plan.plan import ModelFacts, SplitFacts, StageFacts, StagePlan, World, make_plan
+from launcher.plan.shapes import Shapes
 from launcher.tasks import next_tokens
 from launcher.train import recompute, sequence
 from tests.conftest import ROOT, free_port, join_ranks
-from tests.tasks.test_next_tokens import batch_of, model_of, peak_of
+from tests.tasks.test_next_tokens import SHAPE, batch_of, model_of, peak_of
 from tests.train import transfer_ranks as ranks
 
 pytestmark = pytest.mark.timeout(900)
@@ -302,3 +304,43 @@ def test_networks_in_tiles_hold_less() -> None:
         f"peak {peaks[0] / 1e6:.1f} MB, in tiles {peaks[1] / 1e6:.1f} MB; one tensor of a network {whole / 1e6:.1f}"
     )
     assert peaks[1] < peaks[0] - 3 * whole
+
+
+def shapes_of(team: int, length: int = 4096, vocabulary: int = 1000, **keys: Any) -> Shapes:
+    """What is forecast of a stage on two workers."""
+    config = (
+        SHAPE | {"model_type": "llama", "vocab_size": vocabulary, "max_position_embeddings": 10**6} | keys
+    )
+    stage = {
+        "name": "s",
+        "task": "causal-lm",
+        "data": {"train": "x"},
+        "max_length": length,
+        "micro_batch": 1,
+        "activation_checkpointing": True,
+    }
+    asked = recipes.parse({"model": {"config": config, "tokenizer": "x"}, "stages": [stage]})
+    facts = (StageFacts(train=SplitFacts(about_rows=9, num_samples=9, is_settled=True), eval=None),)
+    ds = {"sequence_parallel_size": team}
+    plan = make_plan(asked, ds, "ds", ModelFacts(), facts, World(num_workers=2, device="cuda"))
+    return footprint.of_stage(asked, plan.stages[0], facts, dtype="bf16", device="cuda")
+
+
+def test_the_forecast_follows_pieces_and_tiles() -> None:
+    whole, half = shapes_of(1), shapes_of(2)
+    assert (whole.plain.length, half.plain.length) == (4096, 2048)
+    assert half.plain.held == pytest.approx(whole.plain.held / 2, rel=0.3)
+    assert half.plain.flops == pytest.approx(whole.plain.flops / 2, rel=0.01)
+    # 4,096 tokens of 100,000 words: 1.6 GB of logits in fp32, and never whole.
+    assert shapes_of(1, vocabulary=100_000).plain.peak(0) < 4 * 4096 * 100_000 / 2
+    # Below and above the tokens that a feed-forward network takes at once: its tensors stay as large as a tile.
+    lengths = (32_000, 33_000)
+    wide = [shapes_of(1, each, intermediate_size=4000).checkpointed for each in lengths]
+    assert wide[0] is not None and wide[1] is not None
+    assert wide[1].peak(0) < wide[0].peak(0) / 2
+
+
+def test_what_the_config_forbids_is_refused_before_there_are_workers() -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    with pytest.raises(ModelError, match="samples cannot be divided among 2 workers"):
+        shapes_of(2, rope_parameters=rope)
