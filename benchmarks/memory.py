@@ -153,7 +153,7 @@ def main() -> None:
 
 
 def job_of(case: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Prepare a case: `name`, `arch`, `size`, `ds`, and what its `stage` says beyond the usual."""
+    """Prepare a case: `name`, `arch`, `size`, `ds`, what its `stage` says beyond the usual, perhaps a `team`."""
     tree = recipes.dump(recipes.parse(recipe_of(case["arch"], case["size"], folder, **case["stage"])))
     facts = ModelFacts(hidden_size=SIZES[case["size"]][0])
     return case | {"tree": tree, "facts": facts, "prepared": prepare_all(tree, facts, str(folder / "store"))}
@@ -173,7 +173,7 @@ def context_of(job: dict[str, Any], rank: int, folder: Path) -> Any:
     from tests.train import transfer_ranks as ranks
 
     name = job["ds"]
-    ds = zero.load(str(ROOT / "ds_configs" / f"{name}.json"))
+    ds = zero.load(str(ROOT / "ds_configs" / f"{name}.json")) | {"sequence_parallel_size": job.get("team", 1)}
     return ranks.context(
         job["tree"], name, ds, job["facts"], job["prepared"], folder / job["name"], rank, NUM_RANKS
     )

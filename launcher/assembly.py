@@ -106,7 +106,7 @@ class _Built:
 
 
 def _part(context: Context, plan: StagePlan, tokenizer: Any) -> Part:
-    seat = Seat(context.rank, plan.num_workers, base.padding_id(tokenizer))
+    seat = Seat(context.rank // plan.team, plan.num_teams, base.padding_id(tokenizer))
     stage, facts = context.recipe.stages[plan.index], context.prepared.facts[plan.index]
     return Part(stage, plan, facts, tokenizer, seat)
 
@@ -159,6 +159,8 @@ def _engine(context: Context, plan: StagePlan, parts: list[Part], built: list[_B
     if plan.recomputes:
         for model in models:
             recompute.turn_on(model)
+            if plan.mlp_tile is not None:
+                recompute.tile(model, plan.mlp_tile)
     return engine.Engine(
         Parts([part.task for part in parts], models, extras),
         groups,

@@ -9,6 +9,7 @@ import torch
 from launcher import tasks
 from launcher.errors import LauncherError, ModelError
 from launcher.part import is_same_head
+from launcher.plan import sequence
 from launcher.plan.plan import StageFacts, StagePlan
 from launcher.plan.shapes import Parameter, Shapes, Trace, deeper
 from launcher.recipe import Recipe
@@ -32,9 +33,10 @@ def of_stage(
         device: `cuda` or `cpu`: their attention kernels hold different things.
 
     Raises:
-        ModelError: the model cannot be built from its config.
+        ModelError: the model cannot be built from its config, or its samples cannot be divided as planned.
     """
     from launcher.train import model as models
+    from launcher.train import sequence as teams
     from launcher.train import trace
 
     tokenizer = models.load_tokenizer(recipe.model) if _needs_tokenizer(recipe) else None
@@ -43,8 +45,14 @@ def of_stage(
     def skeleton(layers: int | None = None) -> _Skeleton:
         return _Skeleton(recipe, plan, facts, vocabulary, models.DTYPES[dtype], layers)
 
-    work = trace.register_attention(device, recipe.model.attention)
+    work = trace.register_attention(
+        device, recipe.model.attention, plan.team, is_packed=plan.kind == "packed"
+    )
     whole = skeleton()
+    if plan.team > 1:
+        # As each rank will, but before there are any.
+        for model in whole.models:
+            teams.check(model, plan.team)
     depth = whole.depth()
     if depth is None or depth <= DEEP:
         return whole.shapes(*whole.traces(work))
@@ -150,9 +158,15 @@ class _Skeleton:
         try:
             for model in self.models:
                 recompute.turn_on(model)
+                if (tile := self._tile()) is not None:
+                    recompute.tile(model, tile)
         except LauncherError:
             return plain, None
         return plain, self.trace(work)
+
+    def _tile(self) -> int | None:
+        """Tokens of a tile, if activations are computed again."""
+        return sequence.mlp_tile(*_size(self.plans[-1]), recomputes=True)
 
     def trace(self, work: list[int]) -> Trace:
         """Run the micro-batch of the stage once."""
@@ -228,5 +242,5 @@ def _labels(stage: Any, facts: StageFacts) -> tuple[str, ...]:
 
 
 def _size(plan: StagePlan) -> tuple[int, int]:
-    """The rows and the length of a stage's largest micro-batch."""
-    return plan.micro_batch, plan.max_length
+    """The rows and the length of a worker's share of a stage's largest micro-batch."""
+    return plan.micro_batch, plan.share_length

@@ -38,7 +38,9 @@ class Forecaster:
         result = []
         for stage in plan.stages:
             # By what is trained, not by name: the baseline is the last stage once more.
-            key = (stage.index, len(stage.beside), plan.dtype, world.device)
+            # A loss in tiles is not in proportion to the rows, so each micro-batch has a trace of its own.
+            rows = stage.micro_batch if recipe.stages[stage.index].task == "causal-lm" else None
+            key = (stage.index, len(stage.beside), plan.dtype, world.device, stage.team, rows)
             if key not in self._known:
                 self._known[key] = footprint.of_stage(
                     recipe, stage, self.facts, dtype=plan.dtype, device=world.device

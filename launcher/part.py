@@ -20,7 +20,11 @@ PROBE_SAMPLES = 4
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """Which rank this is, and the id that its batches are padded with."""
+    """Which rank this is, and the id that its batches are padded with.
+
+    Attributes:
+        rank, num_workers: of teams, where several workers share each sample.
+    """
 
     rank: int
     num_workers: int

@@ -159,7 +159,7 @@ class StageRun:
             **({"losses": by_part} if len(by_part) > 1 else {}),
         )
         self.stepped_at_s = now_s
-        if self.context.samples is not None:
+        if self.context.samples is not None and self.context.rank % self.plan.team == 0:
             for part, batch in zip(self.parts, batches, strict=True):
                 ids = [int(i) for micro_batch in batch.micro_batches for i in micro_batch.samples]
                 self.context.samples.write("samples", stage=part.name, step=step, ids=ids)

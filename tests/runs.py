@@ -25,7 +25,9 @@ def environment(**extra: str) -> dict[str, str]:
 class Run:
     """One run directory, and the command that makes it."""
 
-    def __init__(self, recipe: Path, runs: Path, *arguments: str, ds: str = "zero2.json", **extra: str) -> None:
+    def __init__(
+        self, recipe: Path, runs: Path, *arguments: str, ds: str = "zero2.json", **extra: str
+    ) -> None:
         self.run_dir = runs / "it"
         command = [sys.executable, "launcher/run.py", str(recipe), "--ds", f"ds_configs/{ds}"]
         self.command = [*command, "--run-root", str(runs), "--name", "it", *arguments]

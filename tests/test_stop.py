@@ -15,7 +15,9 @@ pytestmark = pytest.mark.timeout(900)
 def test_a_stopped_run_has_saved_its_last_step(
     chat_setup: dict[str, Any], tmp_path: Path, number: signal.Signals
 ) -> None:
-    run = Run(chat_recipe(chat_setup, tmp_path / "chat.yaml", steps=2000), tmp_path / "runs", "--workers", "2")
+    run = Run(
+        chat_recipe(chat_setup, tmp_path / "chat.yaml", steps=2000), tmp_path / "runs", "--workers", "2"
+    )
     run.start().wait_for_step(5)
     run.send(number)
     assert run.end(60) == 130, run.output()

@@ -404,6 +404,7 @@ FILLED = frozenset(
         "train_micro_batch_size_per_gpu",
         "gradient_accumulation_steps",
         "gradient_clipping",
+        "sequence_parallel_size",
         "bf16.enabled",
         "bfloat16.enabled",
         "fp16.enabled",
@@ -449,7 +450,6 @@ ONLY: Mapping[str, tuple[tuple[str | int | bool, ...], str]] = {
     "managed_gradient_accumulation": ((True,), "every micro-batch would become an optimizer step"),
     "zero_optimization.legacy_stage1": ((False,), "DeepSpeed removed the old ZeRO 1"),
     "tensor_parallel.autotp_size": ((0, 1), _DATA_PARALLEL),
-    "sequence_parallel_size": ((1,), _DATA_PARALLEL),
     "hybrid_engine.enabled": ((False,), "it is for generation inside RLHF"),
 }
 """Keys that DeepSpeed reads, of which only some values can run here, and why."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from launcher.errors import DataError, ModelError
-from launcher.plan import zero
+from launcher.plan import sequence, zero
 from launcher.plan.schedule import Schedule
 from launcher.recipe import Recipe, Stage, in_tokens
 
@@ -39,6 +39,8 @@ class ModelFacts:
     num_parameters: int | None = None
     hidden_size: int | None = None
     max_positions: int | None = None
+    num_heads: int | None = None
+    num_kv_heads: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +91,10 @@ class StagePlan:
     Attributes:
         starts_from: the stage whose model it starts with; None: the recipe's model.
         beside: stages trained in the same steps, on the same trunk; of their schedules nothing counts.
+        accumulation: micro-batches of a step for each team.
+        team: workers that share each sample (sequence parallelism); a micro-batch is a team's.
         recomputes: whether activations are computed again in the backward.
+        mlp_tile: tokens that a feed-forward network takes at once; None: a whole micro-batch.
     """
 
     name: str
@@ -105,14 +110,26 @@ class StagePlan:
     budget_tokens: int | None
     accumulation: int
     num_workers: int
+    team: int = 1
     max_length: int
     recomputes: bool
+    mlp_tile: int | None = None
     schedule: Schedule
     ds: dict[str, Any]
 
     @property
     def num_steps(self) -> int:
         return self.schedule.num_steps
+
+    @property
+    def num_teams(self) -> int:
+        """How many samples are worked on at a time, at least."""
+        return self.num_workers // self.team
+
+    @property
+    def share_length(self) -> int:
+        """The most tokens of a sample that one worker has."""
+        return -(-self.max_length // self.team)
 
     @property
     def unit(self) -> str:
@@ -130,7 +147,7 @@ class StagePlan:
         if not times:
             return self
         micro_batch, budget = max(1, self.micro_batch >> times), self.budget_tokens
-        accumulation = math.ceil(self.units_per_step / (micro_batch * self.num_workers))
+        accumulation = math.ceil(self.units_per_step / (micro_batch * (self.num_workers // self.team)))
         product = self.ds["train_batch_size"] // (self.micro_batch * self.accumulation)
         return replace(
             self,
@@ -236,12 +253,13 @@ def _stage_plan(
     if train.num_samples == 0 and (train.is_whole or train.is_settled):
         paths = [data_set.path for data_set in stage.data.train]
         raise DataError(f"stages.{stage.name}.data.train has no samples: {paths}")
-    kind = batching(stage, train, given, world)
-    units_per_step, micro_batch, budget_tokens = _batches(stage, train, given, world, kind, longest)
+    team = sequence.team(given.team, recipe, stage, model, world, longest, ds_name)
+    num_teams, kind = world.num_workers // team, batching(stage, train, given, world)
+    units_per_step, micro_batch, budget_tokens = _batches(stage, train, given, num_teams, kind, longest)
     num_units = _num_units(train, kind, longest)
     epochs = _epochs(stage, num_units, units_per_step)
     num_steps = stage.steps or _steps_of_epochs(epochs, num_units, units_per_step)
-    accumulation = math.ceil(units_per_step / (micro_batch * world.num_workers))
+    accumulation = math.ceil(units_per_step / (micro_batch * num_teams))
     schedule = Schedule(
         num_steps=num_steps,
         warmup_steps=_warmup(stage, epochs, num_steps),
@@ -254,6 +272,7 @@ def _stage_plan(
         micro_batch=micro_batch,
         accumulation=accumulation,
         num_workers=world.num_workers,
+        team=team,
         global_batch=units_per_step,
         learning_rate=schedule.learning_rate,
         betas=stage.betas,
@@ -269,6 +288,7 @@ def _stage_plan(
         written=_written(recipe, stage),
     )
     zero.contradictions(given, asked, ds_name, stage.name)
+    recomputes = stage.activation_checkpointing is True
     return StagePlan(
         name="baseline" if baseline else stage.name,
         index=index,
@@ -282,8 +302,10 @@ def _stage_plan(
         budget_tokens=budget_tokens,
         accumulation=accumulation,
         num_workers=world.num_workers,
+        team=team,
         max_length=longest,
-        recomputes=stage.activation_checkpointing is True,
+        recomputes=recomputes,
+        mlp_tile=sequence.mlp_tile(micro_batch, -(-longest // team), recomputes=recomputes),
         schedule=schedule,
         ds=zero.complete(ds_config, asked),
     )
@@ -304,7 +326,7 @@ def batching(stage: Stage, train: SplitFacts, given: zero.Given, world: World) -
 
 
 def _batches(
-    stage: Stage, train: SplitFacts, given: zero.Given, world: World, kind: Kind, longest: int
+    stage: Stage, train: SplitFacts, given: zero.Given, num_teams: int, kind: Kind, longest: int
 ) -> tuple[int, int, int | None]:
     """Return (units of a step, units of a micro-batch, its padded tokens at most).
 
@@ -324,11 +346,11 @@ def _batches(
     elif given.micro_batch is not None:
         micro_batch, budget = given.micro_batch, None
     else:
-        micro_batch = min(DEFAULT_MICRO_BATCH, math.ceil(per_step / world.num_workers))
+        micro_batch = min(DEFAULT_MICRO_BATCH, math.ceil(per_step / num_teams))
         budget = DEFAULT_MICRO_BATCH * longest
     fixed_accumulation = given.accumulation is not None and given.train_batch_size is None
     if fixed_accumulation and "global_batch" not in stage.model_fields_set:
-        per_step = micro_batch * (given.accumulation or 1) * world.num_workers
+        per_step = micro_batch * (given.accumulation or 1) * num_teams
     return per_step, micro_batch, budget
 
 

@@ -13,6 +13,7 @@ WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 # RoBERTa's family counts positions from the padding index on, so two of the table are never used.
 _OFFSET_TYPES = {"roberta", "xlm-roberta", "camembert", "longformer", "data2vec-text", "ibert"}
 _POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+_HEAD_KEYS, _KV_HEAD_KEYS = ("num_attention_heads", "n_head", "n_heads"), ("num_key_value_heads",)
 _HIDDEN_KEYS = ("hidden_size", "d_model", "n_embd", "dim")
 
 
@@ -60,11 +61,20 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _facts(config: dict[str, Any], num_parameters: int | None) -> ModelFacts:
     text = config.get("text_config") or config
-    positions = next((int(text[key]) for key in _POSITION_KEYS if text.get(key)), None)
+    positions = _first(text, _POSITION_KEYS)
     if positions and config.get("model_type") in _OFFSET_TYPES:
         positions -= 2
-    hidden = next((int(text[key]) for key in _HIDDEN_KEYS if text.get(key)), None)
-    return ModelFacts(num_parameters=num_parameters, hidden_size=hidden, max_positions=positions)
+    return ModelFacts(
+        num_parameters=num_parameters,
+        hidden_size=_first(text, _HIDDEN_KEYS),
+        max_positions=positions,
+        num_heads=_first(text, _HEAD_KEYS),
+        num_kv_heads=_first(text, _KV_HEAD_KEYS),
+    )
+
+
+def _first(config: dict[str, Any], keys: tuple[str, ...]) -> int | None:
+    return next((int(config[key]) for key in keys if config.get(key)), None)
 
 
 def _count_parameters(files: list[Path]) -> int | None:

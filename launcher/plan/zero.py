@@ -42,6 +42,8 @@ class Asked:
     micro_batch: int
     accumulation: int
     num_workers: int
+    team: int = 1
+    """Workers that share each sample."""
     global_batch: int
     learning_rate: float
     betas: tuple[float, float]
@@ -79,6 +81,8 @@ class Given:
     zero_stage: int = 0
     hpz_size: int = 1
     """Workers that share one more copy of the parameters, for the backward."""
+    team: int | Literal["auto"] = 1
+    """Workers that share each sample: sequence_parallel_size."""
 
     @property
     def has_scheduler(self) -> bool:
@@ -133,6 +137,9 @@ def check(config: Mapping[str, Any], where: str) -> None:
             raise DsConfigError(f"{where}: {path} is {_show(value)}: only {words} can run here: {reason}")
     if len(_enabled(_plain(config), True)) > 1:
         raise DsConfigError(f"{where}: fp16.enabled and bf16.enabled are both true: choose one")
+    if config.get("sequence_parallel_size", 1) != 1 and "data_parallel_size" in config:
+        # DeepSpeed would make a mesh of the two, and average gradients in another way.
+        raise DsConfigError(f"{where}: data_parallel_size follows from sequence_parallel_size: leave it out")
     offload.check(config, where)
     _refuse_auto(config, where, ds_keys.FILLED)
 
@@ -165,6 +172,7 @@ def given(config: Mapping[str, Any]) -> Given:
         warmup_steps=_fixed(plain, "scheduler.params.warmup_num_steps"),
         max_learning_rate=_fixed(plain, "scheduler.params.warmup_max_lr"),
         zero_stage=zero_stage(plain),
+        team=plain.get("sequence_parallel_size", 1),
         hpz_size=int(_fixed(plain, "zero_optimization.zero_hpz_partition_size") or 1),
     )
 
@@ -206,16 +214,17 @@ def contradictions(given: Given, asked: Asked, where: str, stage_name: str) -> N
 def complete(config: Mapping[str, Any], asked: Asked) -> Config:
     """Return a new config with no "auto" left; whatever else the user wrote is unchanged.
 
-    `train_batch_size` is micro-batch x accumulation x workers, as DeepSpeed demands. It exceeds the
+    `train_batch_size` is micro-batch x accumulation x teams of workers, as DeepSpeed demands. It exceeds the
     global batch where that does not divide; micro-batches of weight zero fill up.
 
     Raises:
         DsConfigError: an "auto" sits where nothing decides it.
     """
     full = _plain(config)
-    full["train_batch_size"] = asked.micro_batch * asked.accumulation * asked.num_workers
+    full["train_batch_size"] = asked.micro_batch * asked.accumulation * asked.num_workers // asked.team
     full["train_micro_batch_size_per_gpu"] = asked.micro_batch
     full["gradient_accumulation_steps"] = asked.accumulation
+    _fill(full, "sequence_parallel_size", asked.team)
     _fill(full, "gradient_clipping", asked.gradient_clipping, absent=True)
     _complete_precision(full, asked.dtype)
     _complete_zero(full.get("zero_optimization") or {}, asked.hidden_size)
@@ -334,11 +343,12 @@ def _contradictory_batch(given: Given, asked: Asked, where: str) -> None:
     batch, micro, accumulation = given.train_batch_size, given.micro_batch, given.accumulation
     if batch is None or micro is None or accumulation is None:
         return
-    product = micro * accumulation * asked.num_workers
+    product = micro * accumulation * asked.num_workers // asked.team
     if batch != product:
+        shared = f" / {asked.team} that share samples" if asked.team > 1 else ""
         raise DsConfigError(
             f"{where}: train_batch_size is {batch}, but train_micro_batch_size_per_gpu {micro} x"
-            f" gradient_accumulation_steps {accumulation} x {asked.num_workers} workers = {product}:"
+            f" gradient_accumulation_steps {accumulation} x {asked.num_workers} workers{shared} = {product}:"
             ' write "auto" for one of the three'
         )
 

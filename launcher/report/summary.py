@@ -22,12 +22,12 @@ def plan_lines(plan: Plan, facts: tuple[StageFacts, ...], zero_stage: int, ds_na
         units = f"{about}{stage.num_units:,}" if stage.num_units else "a number still unknown of"
         lines.append(
             f"  {stage.name}: {start}; {units} {stage.unit}, {stage.num_steps:,} steps"
-            f" of {stage.units_per_step} = {stage.num_workers} workers x {stage.micro_batch} {stage.unit}"
+            f" of {stage.units_per_step} = {_workers(stage)} x {stage.micro_batch} {stage.unit}"
             f" x {stage.accumulation} micro-batches{_padding(stage)}, {_KINDS[stage.kind]}; up to"
             f" {stage.max_length} tokens;"
             f" lr {stage.schedule.learning_rate:g} {stage.schedule.kind}, {stage.schedule.warmup_steps} warm-up"
         )
-        lines += [f"    {line}" for line in _losses(train)]
+        lines += [f"    {line}" for line in (*_shared(stage), *_losses(train))]
     return lines
 
 
@@ -135,8 +135,27 @@ def _shares(stage: dict[str, Any]) -> str:
 _KINDS = {"random": "drawn at random", "bucketed": "of like length", "packed": "several samples in each"}
 
 
+def _workers(stage: StagePlan) -> str:
+    if stage.team == 1:
+        return f"{stage.num_workers} workers"
+    return f"{stage.num_teams} team{'s' * (stage.num_teams > 1)} of {stage.team} workers"
+
+
+def _shared(stage: StagePlan) -> list[str]:
+    """How long samples are divided."""
+    lines = []
+    if stage.team > 1:
+        lines.append(
+            f"{stage.team} workers share each sample: up to {stage.share_length:,} tokens each"
+            " (sequence parallelism)"
+        )
+    if stage.mlp_tile is not None:
+        lines.append(f"feed-forward networks run in tiles of {stage.mlp_tile:,} tokens")
+    return lines
+
+
 def _padding(stage: StagePlan) -> str:
-    slots = stage.micro_batch * stage.accumulation * stage.num_workers
+    slots = stage.micro_batch * stage.accumulation * stage.num_teams
     spare = slots - stage.units_per_step
     zero = f" ({spare} slots of weight zero)" if spare > 0 else ""
     if stage.budget_tokens is None or stage.kind == "packed":

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from launcher.errors import DataError, ModelError
 from launcher.recipe import Stage
-from launcher.tasks import base, chat, generation, rendering, talks, tokens
+from launcher.tasks import base, chat, generation, next_tokens, rendering, talks, tokens
 
 if TYPE_CHECKING:
     from launcher.data.source import Rows
@@ -39,6 +39,7 @@ class CausalLM(base.Plain):
         self.renderer: rendering.Renderer | None = None
         self.generates = stage.generation.exact_match
         self._end_mark: str | None = None
+        self.tiles = next_tokens.Tiles()
 
     @property
     def one_sample_per_row(self) -> bool:
@@ -84,16 +85,28 @@ class CausalLM(base.Plain):
                 " encoder-decoder: give another model.path, or set task: translation"
             )
 
+    def outputs(self, model: Any, extra: Any, batch: dict[str, Tensor]) -> Tensor:
+        """See `Task.outputs`: the logits; in training, where they would be large, the loss itself, a scalar."""
+        if model.training:
+            total = self.tiles.loss(model, base.model_inputs(batch), batch["labels"])
+            if total is not None:
+                return total
+        logits: Tensor = model(**base.model_inputs(batch)).logits
+        return logits
+
     def loss(self, outputs: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Sum the cross entropy of each next token.
 
         Args:
-            outputs: logits (batch, length, vocabulary), any float.
-            batch: `labels` int64 (batch, length), -100 ignored.
+            outputs: logits (batch, length, vocabulary), any float; or the sum already.
+            batch: `labels` int64 (batch, length), -100 ignored; of a piece of a sequence one longer.
         """
+        if outputs.dim() == 0:
+            return outputs
+        following = batch["labels"][:, 1:]
         return F.cross_entropy(
-            outputs[:, :-1].flatten(0, 1).float(),
-            batch["labels"][:, 1:].flatten(),
+            outputs[:, : following.shape[1]].flatten(0, 1).float(),
+            following.flatten(),
             reduction="sum",
             ignore_index=base.IGNORED,
         )
@@ -117,7 +130,7 @@ class CausalLM(base.Plain):
         exact_match (5,): besides, how many answers were generated as they are, and of how many."""
         targets = batch["labels"][:, 1:]
         # The labels are token ids, so an ignored position can never be equal.
-        correct = outputs[:, :-1].argmax(-1) == targets
+        correct = outputs[:, : targets.shape[1]].argmax(-1) == targets
         counts = torch.stack([(targets != base.IGNORED).sum(), correct.sum()]).double()
         sums = torch.cat([loss.detach().double().reshape(1), counts])
         if not self.generates:

@@ -10,11 +10,12 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.utils import groups as ds_groups
+from deepspeed.utils import set_z3_leaf_module
 
 from launcher import exact
 from launcher.errors import DsConfigError
 from launcher.plan.plan import StagePlan
-from launcher.train import packed
+from launcher.train import packed, recompute, sequence
 from launcher.train.parts import Parts
 from launcher.train.trainable import Group
 
@@ -60,6 +61,9 @@ class Engine:
         self.parts, self.groups, self.weights = parts, list(groups), list(weights)
         self.seed, self.device = seed, device
         self.num_workers = dist.get_world_size()
+        for module in recompute.tiled(parts):
+            # ZeRO-3 is to make its weights whole once, not once for each layer in it and each tile.
+            set_z3_leaf_module(module, True)
         self.engine, self.optimizer, _, scheduler = deepspeed.initialize(
             model=parts, model_parameters=[_for_optimizer(group) for group in groups], config=plan.ds
         )
@@ -71,6 +75,7 @@ class Engine:
             )
         if plan.kind == "packed":
             packed.check(self.model())
+        self.team = sequence.Team(parts.models, plan.team) if plan.team > 1 else None
 
     @property
     def is_offloaded(self) -> bool:
@@ -136,10 +141,13 @@ class Engine:
 
     def _sums(self, tensors: list[dict[str, torch.Tensor]]) -> list[torch.Tensor]:
         """Run forward; return each part's sum of losses. Logits that nothing needs are gone when this returns."""
-        outputs = self.engine(tensors)
+        given = [self._given(part, each) for part, each in enumerate(tensors)]
+        outputs = self.engine(given)
+        if self.team is not None:
+            self.team.prove(self.model())
         return [
             task.loss(output, batch)
-            for task, output, batch in zip(self.parts.tasks, outputs, tensors, strict=True)
+            for task, output, batch in zip(self.parts.tasks, outputs, given, strict=True)
         ]
 
     def pinned(self, batch: StepBatch) -> StepBatch:
@@ -159,7 +167,7 @@ class Engine:
             ModelError: one does.
         """
         last = len(self.parts.tasks) - 1
-        packed.self_test(self.model(), lambda tensors: self._outputs(last, tensors), self._tensors(batch))
+        packed.self_test(self.model(), lambda tensors: self._logits(last, tensors), self._tensors(batch))
 
     @torch.no_grad()
     def evaluate(self, part: int, batches: Iterable[MicroBatch]) -> dict[str, float]:
@@ -169,9 +177,10 @@ class Engine:
         total: torch.Tensor | None = None
         for batch in batches:
             tensors = self._tensors(batch)
-            outputs = self._outputs(part, tensors)
-            loss = task.loss(outputs, tensors)
-            sums = exact.rounded(task.measure(outputs, tensors, loss, self._generated(part, tensors)))
+            given = self._given(part, tensors)
+            outputs = self._outputs(part, given)
+            loss = task.loss(outputs, given)
+            sums = exact.rounded(task.measure(outputs, given, loss, self._generated(part, tensors)))
             total = sums if total is None else total + sums
         assert total is not None, "an eval split has at least one batch on every rank"
         total = total.to(self._told_device())
@@ -182,10 +191,10 @@ class Engine:
     def logits(self, part: int, batch: MicroBatch) -> torch.Tensor:
         """Return a part's logits of one batch, in evaluation mode; every rank must call it."""
         self.engine.eval()
-        outputs = self._outputs(part, self._tensors(batch))
+        logits = self._logits(part, self._tensors(batch))
         # No backward follows, for which ZeRO-3 has begun to fetch parameters: an export would trip over them.
         self.engine.empty_partition_cache()
-        return (outputs[0] if isinstance(outputs, tuple) else outputs).float().cpu()
+        return logits.float().cpu()
 
     def close(self) -> None:
         """Give the memory back, so that the next stage can build its engine in this process."""
@@ -195,6 +204,8 @@ class Engine:
         for parameter in self.parts.parameters():
             vars(parameter).clear()
             parameter.data, parameter.grad = parameter.data.new_empty(0), None
+        if self.team is not None:
+            self.team.close()
         for owner in (zero, self.engine):
             vars(owner).clear()
         # hpZ (zero_hpz_partition_size) makes its group anew for each model, and refuses where one is known.
@@ -202,11 +213,28 @@ class Engine:
             deepspeed.comm.destroy_process_group(group)
         del self.engine, self.optimizer
 
-    def _outputs(self, part: int, tensors: dict[str, torch.Tensor]) -> Any:
+    def _given(self, part: int, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """Return a micro-batch as a part's model takes it: of a team's, this rank's piece."""
+        if self.team is not None:
+            return self.team.inputs(self.model(part), tensors)
+        if "position_ids" not in tensors:
+            return tensors
+        return packed.inputs(self.model(part), tensors) | {"labels": tensors["labels"]}
+
+    def _outputs(self, part: int, given: dict[str, Any]) -> Any:
         """Run one part alone."""
         batches: list[Any] = [None] * len(self.parts.tasks)
-        batches[part] = tensors
-        return self.engine(batches)[part]
+        batches[part] = given
+        outputs = self.engine(batches)[part]
+        if self.team is not None:
+            self.team.prove(self.model(part))
+        return outputs
+
+    def _logits(self, part: int, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return a part's logits of whole samples."""
+        outputs = self._outputs(part, self._given(part, tensors))
+        logits: torch.Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
+        return logits if self.team is None else self.team.whole(logits, tensors["input_ids"].shape[1])
 
     def _generated(self, part: int, tensors: dict[str, torch.Tensor]) -> torch.Tensor | None:
         task = self.parts.tasks[part]
@@ -225,6 +253,8 @@ class Engine:
 
     def _seed_dropout(self, step: int, chunk: int) -> None:
         # Keyed by step and chunk, so a resume drops the same units, and no random state has to be kept.
+        if self.team is not None:
+            chunk = chunk * self.team.size + self.team.place
         torch.manual_seed((self.seed * 1_000_003 + step) * 65_537 + chunk)
 
     def _told_device(self) -> torch.device:

@@ -31,12 +31,11 @@ def check(model: Any) -> None:
         ModelError: it takes no position_ids, has recurrent layers or ALiBi, or its attention takes neither
             a mask nor lengths.
     """
-    name, attention = type(model).__name__, _attention(model)
+    name, attention = type(model).__name__, attention_of(model)
     parameters = inspect.signature(type(model).forward).parameters
     if "position_ids" not in parameters:
         raise ModelError(f"{name} takes no position_ids, so samples cannot be packed for it: {_REMEDY}")
-    kinds = _RECURRENT & set(getattr(_text_config(model), "layer_types", None) or ())
-    if kinds:
+    if kinds := _recurrent(model):
         raise ModelError(f"{name} has {min(kinds)} layers, so samples cannot be packed for it: {_REMEDY}")
     # Its biases are made from a mask of two dimensions, which cannot tell samples apart.
     if getattr(_text_config(model), "alibi", False):
@@ -63,7 +62,7 @@ def inputs(model: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
     positions = tensors["position_ids"]
     # With a cache, transformers stops looking for samples in the position_ids.
     given = {"input_ids": tensors["input_ids"], "position_ids": positions, "use_cache": False}
-    if _is_flash(_attention(model)):
+    if _is_flash(attention_of(model)):
         return given | _lengths(positions)
     mask = _mask(model, positions)
     return given if mask is None else given | {"attention_mask": mask}
@@ -109,7 +108,7 @@ def self_test(model: Any, forward: Callable[[dict[str, Tensor]], Tensor], tensor
 
 
 def _judge(model: Any, own: float, others: float, tolerance: float) -> None:
-    name, attention = type(model).__name__, _attention(model)
+    name, attention = type(model).__name__, attention_of(model)
     # NaN compares false, so what is asked is what has to hold.
     if not own + others < float("inf"):
         raise ModelError(f"{name}: its logits are not finite, so packed samples cannot be tested: {_REMEDY}")
@@ -187,11 +186,21 @@ def _mask(model: Any, positions: Tensor) -> Any:
     return next(iter(masks.values())) if isinstance(masks, dict) and len(masks) == 1 else masks
 
 
+def carries_state(model: Any) -> bool:
+    """Whether a token's result depends on those before it in other ways than by attention and its position."""
+    return bool(_recurrent(model)) or bool(getattr(_text_config(model), "alibi", False))
+
+
+def _recurrent(model: Any) -> set[str]:
+    return _RECURRENT & set(getattr(_text_config(model), "layer_types", None) or ())
+
+
 def _text_config(model: Any) -> Any:
     return model.config.get_text_config()
 
 
-def _attention(model: Any) -> str:
+def attention_of(model: Any) -> str:
+    """Return the name of a model's attention implementation."""
     return _text_config(model)._attn_implementation or "eager"
 
 

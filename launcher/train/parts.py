@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from launcher.errors import ModelError
-from launcher.train import packed
 
 if TYPE_CHECKING:
     from launcher.tasks.base import Outputs, Task
@@ -31,19 +29,12 @@ class Parts(nn.Module):
         """Return the parameters of a part's task beside its model; None if there are none."""
         return dict(self.extras.items()).get(str(index))
 
-    def forward(self, batches: list[dict[str, torch.Tensor] | None]) -> list[Outputs | None]:
-        """Return each part's outputs on its batch; None where it has none."""
+    def forward(self, batches: list[dict[str, Any] | None]) -> list[Outputs | None]:
+        """Return each part's outputs on its batch, as its model takes it; None where it has none."""
         return [
-            None
-            if batch is None
-            else self.tasks[i].outputs(self.models[i], self.extra(i), self._given(i, batch))
+            None if batch is None else self.tasks[i].outputs(self.models[i], self.extra(i), batch)
             for i, batch in enumerate(batches)
         ]
-
-    def _given(self, index: int, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
-        if "position_ids" not in batch:
-            return batch
-        return packed.inputs(self.models[index], batch)
 
 
 def share_trunk(models: Sequence[Any]) -> None:

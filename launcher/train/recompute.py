@@ -1,8 +1,17 @@
-"""Activation checkpointing: each layer keeps its input alone, and computes the rest again in the backward."""
+"""What is computed again in the backward, so that it need not be kept: whole layers, and tiles of their networks."""
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
 from launcher.errors import ModelError
+
+# How Llama's family names the layers of a feed-forward network, which takes each token by itself.
+_NETWORK = {"gate_proj", "up_proj", "down_proj"}
 
 
 def turn_on(model: Any) -> None:
@@ -16,3 +25,38 @@ def turn_on(model: Any) -> None:
             f"{type(model).__name__} cannot compute activations again: leave activation_checkpointing out"
         )
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+
+
+def tile(model: nn.Module, tokens: int) -> None:
+    """Let a model's feed-forward networks take so many tokens at a time, and keep no more than these hold.
+
+    As DeepSpeed's TiledMLP, but tiles are checkpoints of their own: weights get one gradient, not one for each tile,
+    so ZeRO needs no telling, and ranks may have different numbers of tiles. Models that name their layers
+    in other ways are left as they are.
+
+    Args:
+        model: with networks of gate_proj, up_proj and down_proj.
+        tokens: of a tile.
+    """
+    for module in model.modules():
+        if {name for name, _ in module.named_children()} >= _NETWORK and not _is_tiled(module):
+            module.forward = partial(_in_tiles, module.forward, tokens)  # type: ignore[method-assign]
+
+
+def tiled(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the networks that `tile` changed."""
+    return (module for module in model.modules() if _is_tiled(module))
+
+
+def _is_tiled(module: nn.Module) -> bool:
+    forward = vars(module).get("forward")
+    return isinstance(forward, partial) and forward.func is _in_tiles
+
+
+def _in_tiles(forward: Callable[[Tensor], Tensor], tokens: int, hidden: Tensor) -> Tensor:
+    """Run a network on (..., tokens, size), in tiles along the tokens of all rows."""
+    rows = max(1, hidden.shape[:-2].numel())
+    pieces = hidden.split(max(1, tokens // rows), dim=-2)
+    if len(pieces) == 1:
+        return forward(hidden)
+    return torch.cat([checkpoint(forward, piece, use_reentrant=False) for piece in pieces], dim=-2)

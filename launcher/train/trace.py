@@ -118,12 +118,14 @@ def run(
     )
 
 
-def register_attention(device: str, name: str) -> list[int]:
+def register_attention(device: str, name: str, team: int = 1, *, is_packed: bool = False) -> list[int]:
     """Let `ATTENTION` hold what the attention of a device holds.
 
     Args:
         device: `cuda` or `cpu`.
         name: the implementation asked for, as the recipe has it.
+        team: workers that share a sample: each has a share of the heads, for the whole length.
+        is_packed: whether samples lie one after another in a row, kept apart by a mask.
 
     Returns:
         A list that gets the floating-point operations of each attention, as it is run.
@@ -145,7 +147,7 @@ def register_attention(device: str, name: str) -> list[int]:
         # Torch's fused kernel on CPUs knows no dropout, and none a gradient of the bias.
         is_fused = not (mask is not None and mask.requires_grad) and not (device == "cpu" and dropout > 0)
         if is_fused:
-            return _Fused.apply(query, key, value, mask, _work(module, query, key), work), None
+            return _Fused.apply(query, key, value, mask, team * _work(module, query, key), work), None
         groups = query.shape[1] // key.shape[1]
         keys, values = (
             each.repeat_interleave(groups, dim=1) if groups > 1 else each for each in (key, value)
@@ -153,10 +155,15 @@ def register_attention(device: str, name: str) -> list[int]:
         attended = F.scaled_dot_product_attention(query, keys, values, mask, dropout, scale=scaling)
         return attended.transpose(1, 2).contiguous(), None
 
-    def mask_of(batch_size: int, q_length: int, kv_length: int, **kwargs: Any) -> Tensor | None:
-        if name == "flash_attention_2":
+    def mask_of(
+        batch_size: int, q_length: int, kv_length: int, local_size: int | None = None, **kwargs: Any
+    ) -> Tensor | None:
+        # One row has no padding to be masked, and for a team's rows padding is never told.
+        is_plain = not is_packed and local_size is None and (batch_size == 1 or team > 1)
+        if name == "flash_attention_2" or is_plain:
             return None
-        return torch.empty(batch_size, 1, q_length, kv_length, dtype=torch.bool, device="meta")
+        shape = batch_size, 1, team * q_length, team * kv_length
+        return torch.empty(shape, dtype=torch.bool, device="meta")
 
     AttentionInterface.register(ATTENTION, attend)
     AttentionMaskInterface.register(ATTENTION, mask_of)

@@ -120,3 +120,85 @@ def test_few_samples_are_seen_often(task: str, num_samples: int, steps: int, war
     train = replace(TRAIN, num_samples=num_samples, about_rows=num_samples)
     stage = _plan(train=train, global_batch=32, task=task).stages[0]
     assert (stage.num_steps, stage.schedule.warmup_steps) == (steps, warmup)
+
+
+LONG = {"train_batch_size": "auto", "zero_optimization": {"stage": 3}, "sequence_parallel_size": "auto"}
+HEADS = ModelFacts(num_heads=12, num_kv_heads=4)
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "max_length", "team"),
+    [
+        (8, 16_384, 1),
+        (8, 16_385, 2),
+        (8, 60_000, 4),
+        (8, 1_000_000, 4),  # 8 does not divide 12 heads.
+        (6, 40_000, 2),  # 3 and 6 do not go with 4 heads of keys and values.
+        (1, 1_000_000, 1),
+        (7, 1_000_000, 1),
+    ],
+)
+def test_auto_lets_as_few_workers_share_a_sample_as_it_takes(
+    num_workers: int, max_length: int, team: int
+) -> None:
+    stage = _plan(num_workers, LONG, HEADS, max_length=max_length, global_batch=24).stages[0]
+    assert stage.team == team == stage.ds["sequence_parallel_size"]
+    assert stage.share_length == math.ceil(max_length / team)
+    assert stage.num_teams * team == num_workers
+    assert stage.ds["train_batch_size"] == stage.micro_batch * stage.accumulation * stage.num_teams >= 24
+
+
+@pytest.mark.parametrize(
+    ("model", "stage"),
+    [
+        (ModelFacts(), {}),
+        (HEADS, {"task": "text-classification"}),
+        (HEADS, {"generation": {"exact_match": True}}),
+    ],
+)
+def test_auto_divides_no_sample_that_cannot_be(model: ModelFacts, stage: dict) -> None:
+    assert _plan(8, LONG, model, max_length=100_000, **stage).stages[0].team == 1
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "team", "stage", "says"),
+    [
+        (3, 2, {}, "there are 3 workers, which 2 does not divide"),
+        (10, 5, {}, "the model has 12 attention heads, which 5 does not divide"),
+        (6, 6, {}, "the model has 4 heads of keys and values, which do not divide among 6 workers"),
+        (2, 2, {"task": "text-classification"}, "stages.a.task is text-classification, and only samples of"),
+        (2, 2, {"generation": {"exact_match": True}}, "stages.a.generation.exact_match is true"),
+    ],
+)
+def test_samples_that_cannot_be_divided_are_refused(
+    num_workers: int, team: int, stage: dict, says: str
+) -> None:
+    with pytest.raises(DsConfigError) as refused:
+        _plan(num_workers, LONG | {"sequence_parallel_size": team}, HEADS, **stage)
+    said = str(refused.value)
+    assert said.startswith(f"ds.json: sequence_parallel_size is {team}, but {says}")
+    assert said.endswith(": write 1, or leave it out") and "\n" not in said
+
+
+def test_the_global_batch_is_the_same_whoever_shares_samples() -> None:
+    for team, accumulation in ((1, 3), (2, 6), (4, 12)):
+        ds = LONG | {"sequence_parallel_size": team}
+        stage = _plan(4, ds, HEADS, global_batch=24, micro_batch=2).stages[0]
+        assert (stage.units_per_step, stage.accumulation) == (24, accumulation)
+    fixed = LONG | {
+        "sequence_parallel_size": 2,
+        "train_batch_size": 24,
+        "train_micro_batch_size_per_gpu": 2,
+        "gradient_accumulation_steps": 3,
+    }
+    with pytest.raises(DsConfigError, match=r"4 workers / 2 that share samples = 12"):
+        _plan(4, fixed, HEADS)
+
+
+def test_networks_run_in_tiles_where_little_else_is_held() -> None:
+    long = {"max_length": 40_000, "micro_batch": 1}
+    assert _plan(**long, activation_checkpointing=True).stages[0].mlp_tile == 8192
+    assert _plan(**long).stages[0].mlp_tile is None
+    assert _plan(max_length=4_000, micro_batch=1, activation_checkpointing=True).stages[0].mlp_tile is None
+    shared = _plan(2, LONG, HEADS, **long, activation_checkpointing=True).stages[0]
+    assert (shared.share_length, shared.mlp_tile) == (20_000, None)

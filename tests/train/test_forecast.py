@@ -9,10 +9,13 @@ from benchmarks import memory as bench
 pytestmark = pytest.mark.timeout(1200)
 
 CASES = (
-    ("llama", "zero2", {"trainable": {"lora": {"rank": 4}}}),
-    ("llama", "zero3", {"activation_checkpointing": True}),
-    ("t5", "zero3", {}),
+    ("llama", "zero2", 1, {"trainable": {"lora": {"rank": 4}}}),
+    ("llama", "zero3", 1, {"activation_checkpointing": True}),
+    # One micro-batch, as without sharing: gradients of one before would be counted with the activations.
+    ("llama", "zero0", 2, {"global_batch": bench.ROWS}),
+    ("t5", "zero3", 1, {}),
 )
+"""Architecture, ds config, workers that share a sample, and what the stage says."""
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +25,10 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     bench.make_data(folder)
     jobs = [
         bench.job_of(
-            {"name": f"{arch}-{ds}", "arch": arch, "size": "small", "ds": ds, "stage": stage}, folder
+            {"name": f"{arch}-{ds}", "arch": arch, "size": "small", "ds": ds, "team": team, "stage": stage},
+            folder,
         )
-        for arch, ds, stage in CASES
+        for arch, ds, team, stage in CASES
     ]
     found = bench.measured(jobs, folder)
     return {
