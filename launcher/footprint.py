@@ -100,6 +100,8 @@ class _Skeleton:
 
         task, asked = self.tasks[index], self.recipe.model
         config = models.config_of(asked, vocabulary)
+        # A model without weights of its own is saved in torch's default dtype first (models.initialise).
+        self.is_converted = (getattr(config, "dtype", None) or torch.float32) != dtype
         task.check_config(config)
         for name, value in task.model_options(self.labels[index]).items():
             setattr(config, name, value)
@@ -186,19 +188,22 @@ class _Skeleton:
         """Return what was found."""
         parameters = list(self.parts.named_parameters())
         numbers = {id(parameter): i for i, (_, parameter) in enumerate(parameters)}
-        # Modules run in the order in which they were made, or nearly so.
+        # Modules run in the order in which they were made, or nearly so; mere lists of them do not run.
         visits = (
-            tuple(numbers[id(p)] for p in each.parameters(recurse=False)) for each in self.parts.modules()
+            tuple(numbers[id(p)] for p in each.parameters(recurse=False))
+            for each in self.parts.modules()
+            if not isinstance(each, torch.nn.ModuleList | torch.nn.ModuleDict)
         )
         return Shapes(
             parameters=tuple(
                 Parameter(name, p.numel(), self.groups.get(id(p)) if p.requires_grad else None)
                 for name, p in parameters
             ),
-            visits=tuple(visit for visit in visits if visit),
+            visits=tuple(visits),
             buffers=sum(each.numel() * each.element_size() for each in self.parts.buffers()),
             plain=plain,
             checkpointed=checkpointed,
+            is_converted=self.is_converted,
         )
 
 

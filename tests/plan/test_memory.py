@@ -2,7 +2,8 @@
 
 import pytest
 
-from launcher.plan import cluster, ds_memory, forecast, live, memory, zero
+from launcher.plan import cluster, ds_memory, forecast, live, zero
+from launcher.plan.need import Item, Need
 from launcher.plan.plan import ModelFacts, SplitFacts, StageFacts, World, make_plan
 from launcher.plan.shapes import Parameter, Shapes, Trace, deeper, frontier
 from launcher.recipe import parse
@@ -92,15 +93,30 @@ def test_traffic_of_a_step() -> None:
 
 def test_whole_parameters_under_zero_3() -> None:
     numels, visits = [100] * 10, [(i,) for i in range(10)]
-    # Nothing is kept between uses and nothing fetched ahead: one at a time, and the last serves both passes.
-    assert live.most_whole(numels, visits, persistence=0, max_reuse=0, prefetch=0) == (0, 100)
-    # The last three are used again within 500 elements.
-    _, most = live.most_whole(numels, visits, persistence=0, max_reuse=450, prefetch=0)
-    assert 300 <= most <= 400
-    assert live.most_whole(numels, visits, persistence=0, max_reuse=10**9, prefetch=0) == (0, 1000)
-    assert live.most_whole(numels, visits, persistence=100, max_reuse=0, prefetch=0) == (1000, 0)
-    _, ahead = live.most_whole(numels, visits, persistence=0, max_reuse=0, prefetch=200)
-    assert ahead == 300
+
+    def whole(
+        persistence: int = 0, max_reuse: int = 0, prefetch: int = 0, max_live: int = 10**9
+    ) -> live.Whole:
+        return live.whole(
+            numels,
+            visits,
+            persistence=persistence,
+            max_reuse=max_reuse,
+            prefetch=prefetch,
+            max_live=max_live,
+        )
+
+    # Nothing is kept between uses and nothing fetched ahead: one at a time.
+    assert whole() == live.Whole(0, 0, 100)
+    # The last ones are used again within so many elements.
+    assert 200 <= whole(max_reuse=450).at_turn <= 300
+    assert whole(max_reuse=10**9) == live.Whole(0, 1000, 1000)
+    assert whole(persistence=100) == live.Whole(1000, 0, 0)
+    # Two more are fetched with each that is used, so the look ahead is soon far ahead.
+    assert whole(prefetch=150).most == 1000
+    assert whole(prefetch=150, max_live=400).most <= 500
+    # A parameter is fetched whole, however little is asked for.
+    assert whole(prefetch=1).most >= 200
 
 
 def test_deeper_models_follow_from_shallow_ones() -> None:
@@ -131,11 +147,11 @@ def test_settings_are_read_with_deepspeeds_defaults() -> None:
 
 
 def test_need_adds_up_and_names_what_is_largest() -> None:
-    need = memory.Need(
+    need = Need(
         (
-            memory.Item("a", "device", 5, ("load", "compute"), ""),
-            memory.Item("b", "device", 7, ("compute",), ""),
-            memory.Item("c", "host", 9, ("update",), ""),
+            Item("a", "device", 5, ("load", "compute"), ""),
+            Item("b", "device", 7, ("compute",), ""),
+            Item("c", "host", 9, ("update",), ""),
         )
     )
     assert (need.at("load"), need.at("compute", "device"), need.peak("device")) == (5, 12, (12, "compute"))
