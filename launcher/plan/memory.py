@@ -230,24 +230,21 @@ def _updating(sizes: _Sizes, s: Sharding, device: str, kept: int) -> Iterator[It
     """
     if not sizes.trained:
         return
-    on_device = s.offload_optimizer == "none"
-    largest = max(each.numel for each in sizes.trained)
-    if s.stage == 3:
-        # The norm is taken in fp64, of one gradient after the other (runtime/zero/utils.py, get_norm_dtype).
-        stepped, norm = min(max(sizes.shares), s.sub_group), 8 * ceil(largest / sizes.num_workers)
-    else:
-        stepped, norm = (largest, 0) if s.stage == 0 else (max(sizes.shares), 8 * largest)
-    moments = {"the norm of a gradient in fp64": norm if on_device else 0}
+    largest, whole = max(each.numel for each in sizes.trained), max(sizes.shares) * sizes.num_workers
+    moments: dict[str, int] = {}
+    stepped = largest if s.stage == 0 else min(max(sizes.shares), s.sub_group if s.stage == 3 else whole)
+    if s.stage and s.offload_optimizer == "none":
+        # One gradient after the other (runtime/zero/utils.py, get_norm_dtype), before they lie side by side.
+        own = ceil(largest / sizes.num_workers) if s.stage == 3 else min(largest, stepped)
+        moments["a gradient in fp64, for its norm"] = 8 * own - 4 * stepped
     if s.adam_is_torch and s.states == 2:
-        # One gradient is laid side by side before them.
         moments["two temporaries of torch's AdamW"] = 8 * stepped
     if s.stage in (1, 2) and device == "cpu":
         # NCCL gathers in place (all_gather_into_tensor_dp_groups), gloo into a copy.
-        moments["updated weights as gloo gathers them"] = (
-            s.bytes * max(sizes.shares) * sizes.num_workers - kept
-        )
-    why, most = max(moments.items(), key=lambda each: each[1])
-    yield Item("update's own", "device", most, ("update",), why)
+        moments["updated weights as gloo gathers them"] = s.bytes * whole - kept
+    if moments:
+        why = max(moments, key=lambda name: moments[name])
+        yield Item("update's own", "device", moments[why], ("update",), why)
 
 
 def _around(sizes: _Sizes, s: Sharding, device: str) -> Iterator[Item]:
@@ -262,6 +259,9 @@ def _around(sizes: _Sizes, s: Sharding, device: str) -> Iterator[Item]:
         copies = 2 if device == "cpu" else 1
         why = "gathered one at a time" + (", by gloo into a copy" if copies == 2 else "")
         yield Item("one whole parameter", "device", copies * s.bytes * sizes.largest, ("load", "export"), why)
+        if device == "cuda" and s.offload_param == "none":
+            why = "the own part goes through the host once (runtime/zero/utils.py, defragment)"
+            yield Item("weights as loaded", "host", s.bytes * sizes.share, ("load",), why)
         return
     whole = s.bytes * (sizes.num_trained + sizes.num_frozen)
     if device == "cuda" and sizes.shapes.is_converted:
