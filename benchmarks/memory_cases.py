@@ -8,7 +8,7 @@ from typing import Any
 
 NUM_RANKS = 2
 LENGTH, ROWS = 128, 4
-MOST_STEPS = 6
+MOST_STEPS = 5
 SIZES = {"small": (128, 2), "medium": (256, 4), "large": (512, 6)}
 DS = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 VOCABULARY = 4000
