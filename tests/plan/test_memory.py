@@ -1,8 +1,10 @@
 """The forecast's arithmetic against known facts: ZeRO's published shares, models that are known to fit or not."""
 
+from dataclasses import replace
+
 import pytest
 
-from launcher.plan import cluster, ds_memory, forecast, live, zero
+from launcher.plan import cluster, ds_memory, forecast, live, memory, zero
 from launcher.plan.need import Item, Need
 from launcher.plan.plan import ModelFacts, SplitFacts, StageFacts, World, make_plan
 from launcher.plan.shapes import Parameter, Shapes, Trace, deeper, frontier
@@ -156,3 +158,38 @@ def test_need_adds_up_and_names_what_is_largest() -> None:
     )
     assert (need.at("load"), need.at("compute", "device"), need.peak("device")) == (5, 12, (12, "compute"))
     assert (need.tightest("device").name, need.tightest("host").name) == ("b", "c")
+
+
+def _need(ds: str, machines: str, shapes: Shapes) -> Need:
+    return _forecast(shapes, ds, machines).need
+
+
+def test_what_loading_takes_on_the_host() -> None:
+    same, other = _shapes(1), replace(_shapes(1), is_converted=True)
+    for ds in ("zero0", "zero1", "zero2"):
+        # Files of the same dtype are mapped, and go to the GPU from there.
+        assert _need(ds, "8xH100", same).at("load", "host") == 0
+        assert _need(ds, "8xH100", other).at("load", "host") == pytest.approx(2e9, rel=0.01)
+    for shapes in (same, other):
+        assert _need("zero3", "8xH100", shapes).at("load", "host") == pytest.approx(2e9 / 8, rel=0.01)
+
+
+def test_what_loading_takes_on_the_device() -> None:
+    shapes, layer = _shapes(1, layers=20), BILLION // 20
+    framework = memory.GPU_FRAMEWORK
+    whole = _need("zero2", "8xH100", shapes).at("load", "device") - framework
+    share = _need("zero3", "8xH100", shapes).at("load", "device") - framework
+    assert whole == pytest.approx(2e9, rel=0.01)
+    assert share == pytest.approx(2e9 / 8 + 2 * layer, rel=0.01)
+
+
+def test_zero_2_keeps_gradients_of_parameters_that_two_workers_share() -> None:
+    # Three equal parameters, cut in two: the middle one's gradient is kept whole by both.
+    shapes = _shapes(0.3, layers=3)
+    gradients = next(i for i in _need("zero2", "2xH100", shapes).items if i.name == "gradients")
+    assert gradients.bytes == 2 * 200_000_000
+
+
+def test_what_comes_with_the_first_gradient_does_not_meet_the_outputs() -> None:
+    trace = Trace(rows=1, length=1, held=10, outputs=5, curve=((15, 0), (9, 3)), flops=1)
+    assert (trace.peak(0), trace.peak(0, 4), trace.peak(0, 8), trace.peak(1, 8)) == (15, 15, 17, 20)
