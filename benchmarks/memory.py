@@ -11,6 +11,7 @@ import argparse
 import gc
 import json
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -243,9 +244,20 @@ def report(jobs: list[dict[str, Any]], measured: dict[str, Any], out: Path | Non
             f"{name} {a / 1e6:7.2f}/{b / 1e6:7.2f} {a / max(1, b):5.2f}" for name, (a, b) in pairs.items()
         )
         print(f"{job['name']:36} {cells}", flush=True)
+    print(summary(rows))
     if out:
         lines = [f" {json.dumps(name)}: {json.dumps(rows[name])}" for name in sorted(rows)]
         out.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def summary(rows: dict[str, Any]) -> str:
+    """Return a table of the ratios of predicted to measured: by what was compared, over all cases."""
+    lines = [f"| {'':12} | cases | median | lowest | highest |", "| --- | --- | --- | --- | --- |"]
+    for name in next(iter(rows.values())):
+        ratios = sorted(row[name]["ratio"] for row in rows.values())
+        middle = statistics.median(ratios)
+        lines.append(f"| {name:12} | {len(ratios)} | {middle:.3f} | {ratios[0]:.3f} | {ratios[-1]:.3f} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,18 @@ def of_stage(
     return whole.shapes(deeper(few, more, times), again)
 
 
+def is_partitioned(recipe: Recipe, plan: StagePlan) -> bool:
+    """Return whether a stage's trace is another one because it runs under ZeRO-3: where weights are frozen.
+
+    Args:
+        recipe: what was asked.
+        plan: of the stage.
+    """
+    asked = [recipe.stages[each.index].trainable for each in (*plan.beside, plan)]
+    is_frozen = any(each.lora or each.freeze or each.last_layers is not None for each in asked)
+    return is_frozen and (plan.ds.get("zero_optimization") or {}).get("stage") == 3
+
+
 class _Skeleton:
     """A stage's parts on the meta device, as they will be trained."""
 
@@ -170,6 +182,7 @@ class _Skeleton:
             rows=rows,
             length=length,
             attention_work=work,
+            is_partitioned=is_partitioned(self.recipe, main),
         )
 
     def _batch(self, index: int) -> dict[str, torch.Tensor]:

@@ -38,7 +38,8 @@ class Forecaster:
         result = []
         for stage in plan.stages:
             # By what is trained, not by name: the baseline is the last stage once more.
-            key = (stage.index, len(stage.beside), plan.dtype, world.device)
+            partitioned = footprint.is_partitioned(recipe, stage)
+            key = (stage.index, len(stage.beside), plan.dtype, world.device, partitioned)
             if key not in self._known:
                 self._known[key] = footprint.of_stage(
                     recipe, stage, self.facts, dtype=plan.dtype, device=world.device

@@ -5,6 +5,7 @@ from typing import Literal
 
 Phase = Literal["load", "compute", "update", "save", "export"]
 PHASES: tuple[Phase, ...] = ("load", "compute", "update", "save", "export")
+"""In their order. `load` ends when the weights lie as training has them; `compute` is forward and backward."""
 ALWAYS = PHASES
 TRAINING: tuple[Phase, ...] = ("compute", "update", "save", "export")
 
