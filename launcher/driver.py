@@ -62,8 +62,13 @@ def cluster(address: str | None, workers: Workers | None) -> Iterator[World]:
     _connect(address, workers[1] if workers else None)
     try:
         yield _world(workers)
-    finally:
+    except KeyboardInterrupt:
+        # A thread may be waiting inside Ray, which shutting down would crash: the process's end does it.
+        raise
+    except BaseException:
         ray.shutdown()
+        raise
+    ray.shutdown()
 
 
 def run(job: Job, world: World, view: View, prepared: Prepared) -> dict[str, Any]:

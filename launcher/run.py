@@ -33,7 +33,8 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("stopped: the same command continues from the last checkpoint", file=sys.stderr, flush=True)
-        return INTERRUPTED
+        sys.stdout.flush()
+        os._exit(INTERRUPTED)  # Ray's own way out would wait, or crash, for threads that are inside it.
 
 
 def _main(options: argparse.Namespace) -> int:

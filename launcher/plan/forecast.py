@@ -8,7 +8,7 @@ from typing import Literal
 from launcher.plan import memory
 from launcher.plan.cluster import Cluster
 from launcher.plan.ds_memory import Sharding, sharding
-from launcher.plan.memory import Need
+from launcher.plan.need import PHASES, Need
 from launcher.plan.plan import StagePlan
 from launcher.plan.shapes import Shapes, Trace
 from launcher.plan.zero import Dtype
@@ -107,7 +107,7 @@ def of_stage(plan: StagePlan, shapes: Shapes, cluster: Cluster, dtype: Dtype) ->
     gpu = cluster.accelerator
     if gpu is None:
         # Without GPUs all of it is the host's.
-        on_host = per_node * max(need.at(phase) for phase in memory.PHASES)
+        on_host = per_node * max(need.at(phase) for phase in PHASES)
     sent, work = sent_bytes(shapes, settings, plan), _work_s(plan, trace, cluster, dtype)
     return Forecast(
         name=plan.name,

@@ -38,7 +38,9 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("arch", "ds"), [case[:2] for case in CASES])
-@pytest.mark.parametrize(("what", "tolerance"), [("states", 0.05), ("activations", 0.15), ("peak", 0.15)])
+@pytest.mark.parametrize(
+    ("what", "tolerance"), [("states", 0.05), ("activations", 0.15), ("update", 0.05), ("peak", 0.05)]
+)
 def test_what_is_used_is_what_was_said(
     compared: dict[str, Any], arch: str, ds: str, what: str, tolerance: float
 ) -> None:
