@@ -74,7 +74,7 @@ class Forecast:
     def of_worker(self) -> dict[str, int | None]:
         """Bytes of each worker at the peak: `device`, None where it has no GPU, and `host`."""
         if self.device == "cpu":
-            return {"device": None, "host": max(self.need.at(phase) for phase in memory.PHASES)}
+            return {"device": None, "host": max(self.need.at(phase) for phase in PHASES)}
         return {"device": self.device_bytes, "host": self.need.peak("host")[0]}
 
     @property
