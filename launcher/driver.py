@@ -32,7 +32,7 @@ Workers = tuple[int, int]
 WAIT_S = 1800.0
 """How long to wait for nodes that are to take the place of lost ones."""
 GROW_AFTER_S = 10.0
-"""How long new nodes have to be there before the run grows onto them: they seldom come alone."""
+"""How long to wait for more new nodes before the run grows onto those that have come: they seldom come alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +128,7 @@ class _Watch:
             self._ask(generation, "preempted")
         elif min(nodes.num_workers, self.most) <= self.num_workers:
             self.grown_s = now_s
-        elif now_s - self.grown_s > GROW_AFTER_S and generation.has_begun:
+        elif generation.has_begun and (nodes.num_workers >= self.most or now_s - self.grown_s > GROW_AFTER_S):
             self._ask(generation, "grow")
 
     def interrupt(self, generation: Generation) -> None:
