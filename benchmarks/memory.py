@@ -199,6 +199,7 @@ def predict(job: dict[str, Any]) -> tuple[Any, Any]:
     """Return the trace of a case's micro-batch, and what the plan says that it needs."""
     from launcher import footprint
     from launcher.plan import ds_memory, forecast, memory
+    from launcher.plan.need import Need
 
     plan, recipe = context_of(job, 0, Path()).plan, recipes.parse(job["tree"])
     stage = plan.stages[0]
@@ -213,7 +214,8 @@ def predict(job: dict[str, Any]) -> tuple[Any, Any]:
         accumulation=stage.accumulation,
         device="cpu",
     )
-    return trace, need
+    # No checkpoint is made here.
+    return trace, Need(tuple(item for item in need.items if item.name != memory.CHECKPOINT_COPY))
 
 
 def compared(job: dict[str, Any], found: dict[str, int]) -> dict[str, Any]:

@@ -170,10 +170,8 @@ def sent_bytes(shapes: Shapes, s: Sharding, plan: StagePlan) -> int:
 
 
 def _checkpoint_bytes(shapes: Shapes, s: Sharding) -> int:
-    # Under ZeRO the weights are kept besides their masters.
-    weights = s.bytes * (shapes.num_trained + shapes.num_frozen)
-    masters = 4 * shapes.num_trained if s.stage or s.bytes < 4 else 0
-    return weights + masters + 4 * s.states * shapes.num_trained
+    # Masters and the optimizer's states; weights follow from the masters, and what is frozen from the model.
+    return 4 * (1 + s.states) * shapes.num_trained
 
 
 def _room(total: int | None, share: float) -> int | None:

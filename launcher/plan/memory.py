@@ -15,6 +15,7 @@ from launcher.plan.shapes import Parameter, Shapes, Trace
 
 STAGE3 = "deepspeed/runtime/zero/stage3.py"
 STAGE12 = "deepspeed/runtime/zero/stage_1_and_2.py"
+CHECKPOINT_COPY = "copy for the checkpoint"
 GPU_FRAMEWORK = 1_500_000_000
 """CUDA context, NCCL's buffers, workspaces of cuBLAS: not measured here."""
 
@@ -254,6 +255,11 @@ def _around(sizes: _Sizes, s: Sharding, device: str) -> Iterator[Item]:
         yield Item(
             "framework", "device", GPU_FRAMEWORK, ALWAYS, "CUDA context, NCCL, workspaces: an assumption"
         )
+    if s.offload_optimizer == "none":
+        # Without ZeRO all ranks hold the same and share the writing.
+        share = sizes.share if s.stage else ceil(sizes.num_trained / sizes.num_workers)
+        why = "what a thread writes while training goes on; from the first checkpoint on (train/writer.py)"
+        yield Item(CHECKPOINT_COPY, "host", 4 * (1 + s.states) * share, TRAINING, why)
     if s.stage == 3:
         # transformers' integrations/deepspeed.py loads module by module; what rank 0 reads of the files is mapped.
         copies = 2 if device == "cpu" else 1
