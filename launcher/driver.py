@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from launcher.report.view import View
 from launcher.stage import AFTER, DONE
 from launcher.worker import HALVINGS
 
+Meddle = Callable[[Generation], None]
 Workers = tuple[int, int]
 """The fewest and the most workers to run with."""
 
@@ -71,8 +72,17 @@ def cluster(address: str | None, workers: Workers | None) -> Iterator[World]:
     ray.shutdown()
 
 
-def run(job: Job, world: World, view: View, prepared: Prepared) -> dict[str, Any]:
+def run(
+    job: Job, world: World, view: View, prepared: Prepared, meddle: Meddle | None = None
+) -> dict[str, Any]:
     """Train by one generation of workers after another, verify and sum up.
+
+    Args:
+        job: what to run.
+        world: the workers to begin with.
+        view: shows events.
+        prepared: the data.
+        meddle: is called while a generation trains; for trials.
 
     Returns:
         The summary that is also written to summary.json.
@@ -94,7 +104,7 @@ def run(job: Job, world: World, view: View, prepared: Prepared) -> dict[str, Any
             is_elastic=fewest < most,
         )
         generation = Generation(group, view)
-        reason = generation.run(_Watch(world.num_workers, most, kind, view))
+        reason = generation.run(_Watch(world.num_workers, most, kind, view, meddle))
         policy.num_failures += generation.num_failures
         if reason == "done":
             return _finish(job, world, prepared, view)
@@ -112,13 +122,16 @@ _REASONS = {"preempted": "a node is about to go", "grow": "nodes have come", "lo
 class _Watch:
     """Looks at the cluster, and at the user's signals, while a generation trains."""
 
-    def __init__(self, num_workers: int, most: int, kind: str, view: View) -> None:
+    def __init__(self, num_workers: int, most: int, kind: str, view: View, meddle: Meddle | None) -> None:
         self.num_workers, self.most, self.kind, self.view = num_workers, most, kind, view
+        self.meddle = meddle
         self.asked: Reason | None = None
         self.looked_s = self.grown_s = time.monotonic()
 
     def look(self, generation: Generation) -> None:
         """Ask the workers to leave where the cluster gives a reason."""
+        if self.meddle is not None:
+            self.meddle(generation)
         now_s = time.monotonic()
         if now_s - self.looked_s < 1 or self.asked:
             return

@@ -18,7 +18,7 @@ from launcher import storage  # noqa: E402
 from launcher.errors import LauncherError, RecipeError, RunExists  # noqa: E402
 
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
-INTERRUPTED = 130
+INTERRUPTED, NOT_THE_SAME = 130, 10
 AUTO, CHOSEN = "auto", "auto.json"
 
 
@@ -115,6 +115,8 @@ def _on_cluster(options: argparse.Namespace, asked: Any, run_dir: Path) -> int:
             outlook=found,
             workers=options.workers,
         )
+        if options.verify_resume is not None:
+            return _try_resuming(job, world, view, options)
         if options.seeds is None:
             origin = _origin(options, recipe=job.recipe, run_dir=run_dir)
             ended = _train(job, world, view, run_dir.parent / ".store", fresh=options.fresh, origin=origin)
@@ -175,7 +177,14 @@ def _origin(options: argparse.Namespace, recipe: Any, run_dir: Path) -> Any:
 
 
 def _train(
-    job: Any, world: Any, view: Any, store: Path, *, fresh: bool, origin: Any = None
+    job: Any,
+    world: Any,
+    view: Any,
+    store: Path,
+    *,
+    fresh: bool,
+    origin: Any = None,
+    meddle: Any = None,
 ) -> dict[str, Any]:
     """Prepare the data, plan, and train; return the summary."""
     from launcher import ahead, driver, stores
@@ -204,7 +213,29 @@ def _train(
             chosen = {"recipe": recipes.dump(recipe), "ds_name": job.ds_name, "ds_config": ds_config}
             storage.write_json(run_dir / CHOSEN, chosen)
         storage.write_json(run_dir / stores.DATA, prepared.data_files)
-        return driver.run(job, world, view, prepared)
+        return driver.run(job, world, view, prepared, meddle)
+
+
+def _try_resuming(job: Any, world: Any, view: Any, options: argparse.Namespace) -> int:
+    """Make short runs beside this one that are killed and moved; return 0 if their losses are the same."""
+    from dataclasses import replace
+
+    from launcher import trial
+
+    steps = max(trial.FEWEST_STEPS, options.verify_resume)
+    folder = job.run_dir.with_name(f"{job.run_dir.name}-verify-resume")
+    one = replace(job, recipe=trial.shortened(job.recipe, steps), run_dir=folder)
+    storage.delete(folder)
+
+    def train(job: Any, world: Any, origin: Any, kill: Any) -> None:
+        view.say(f"{job.run_dir.name}: {steps} steps by {world.num_workers} workers")
+        store = folder.parent / ".store"
+        _train(job, world, view, store, fresh=False, origin=origin, meddle=kill)
+
+    other = world.num_workers - 1 if world.num_workers > 1 else None
+    lines, is_right = trial.run(one, world, other, steps, train)
+    view.say("\n".join(lines))
+    return 0 if is_right else NOT_THE_SAME
 
 
 def _finished(options: argparse.Namespace, run_dir: Path) -> dict[str, Any] | None:
@@ -318,6 +349,14 @@ def _parser() -> argparse.ArgumentParser:
         "--resume-from",
         metavar="RUN[@STEP]",
         help="begin a new run at the last checkpoint of another one, or at that of a step",
+    )
+    add(
+        "--verify-resume",
+        type=_positive,
+        nargs="?",
+        const=8,
+        metavar="STEPS",
+        help="try it: some steps, a worker killed, the same and another number of workers; compare the losses",
     )
     add("--fresh", action="store_true", help="begin anew; the old run directory is moved aside")
     add("--address", help="the Ray cluster to join; default: RAY_ADDRESS, or one started for this run")
