@@ -40,8 +40,8 @@ class Kill:
             return
         victim = [event for event in generation.events if event["kind"] == "worker"][-1]
         there = NodeAffinitySchedulingStrategy(victim["node"], soft=False)
-        kill = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(os.kill)  # type: ignore[call-overload]
-        ray.get(kill.remote(victim["pid"], signal.SIGKILL))
+        kill = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_kill)  # type: ignore[call-overload]
+        ray.get(kill.remote(victim["pid"]))
         self.is_done = True
 
 
@@ -61,6 +61,10 @@ class Comparison:
         return (
             f"{self.name}: {self.num_steps} losses, apart by {self.difference:.1e} at most (step {self.step})"
         )
+
+
+def _kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
 
 
 def shortened(recipe: Recipe, num_steps: int) -> Recipe:
