@@ -115,6 +115,21 @@ def test_workers_killed_at_random_steps(recipe: Path, undisturbed: Run, tmp_path
     assert_same(run, undisturbed)
 
 
+def test_a_killed_driver(recipe: Path, undisturbed: Run, tmp_path: Path) -> None:
+    run = run_of(recipe, tmp_path / "runs", every_steps=5).start()
+    run.wait_for_step(12)
+    run.send(signal.SIGKILL)
+    run.end(30)
+    run.wait_gone()
+    first = run.last_step()
+    assert run.start().end() == 0, run.output()
+    start = run.events("stage_begin")[-1]["start"]
+    assert 10 <= start <= first
+    made = Counter(event["step"] for event in run.events("step"))
+    assert made == Counter({step: 2 if start < step <= first else 1 for step in range(1, STEPS + 1)})
+    assert_same(run, undisturbed)
+
+
 @pytest.mark.chaos
 @pytest.mark.parametrize("moment", ["save", "commit"])
 def test_a_worker_killed_while_it_saves(recipe: Path, undisturbed: Run, tmp_path: Path, moment: str) -> None:
