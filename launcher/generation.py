@@ -25,13 +25,12 @@ import ray.train.torch
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from ray.train.v2.api.callback import UserCallback
 
-from launcher import errors, failures, storage, worker
+from launcher import errors, failures, hangs, pulse, rescue, storage, worker
 from launcher.errors import TrainingFailed
 from launcher.report.record import Event
 from launcher.report.view import View
 from launcher.worker import HALVINGS
 
-COLLECTIVE_TIMEOUT_S = 1800
 POLL_S = 0.2
 LOST = (ray.exceptions.RayActorError, WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
 """What Ray raises in the place of a worker whose process or node is gone."""
@@ -47,6 +46,7 @@ class Bulletin:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.wish = ""
+        self.board = pulse.Board()
 
     def post(self, event: Event) -> None:
         """Add an event."""
@@ -64,6 +64,22 @@ class Bulletin:
         """Return what is wished for."""
         return self.wish
 
+    def beat(self, beat: pulse.Beat) -> None:
+        """Take a worker's heartbeat."""
+        self.board.beat(beat)
+
+    def beats(self) -> dict[int, pulse.Beat]:
+        """Return the last heartbeat of each rank."""
+        return self.board.last
+
+    def found(self, message: str, stage: str, step: int) -> None:
+        """Note a hang, for which the workers are about to be ended."""
+        self.board.found(message, stage, step)
+
+    def failed(self) -> tuple[str, str, int] | None:
+        """Return the hang for which workers were ended, if it is one that they failed of."""
+        return self.board.failed()
+
 
 class OnFailure(UserCallback):
     """Asks the policy what to do about failed workers, does it, and tells of it."""
@@ -74,7 +90,8 @@ class OnFailure(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Raise to end the generation: Ray Train does not retry when a callback raises."""
         lost = {rank for rank, each in worker_exceptions.items() if isinstance(each, LOST)}
-        decision = self.policy.decide(worker_exceptions, lost)
+        hang = ray.get(ray.get_actor(self.bulletin).failed.remote())
+        decision = self.policy.hung(*hang) if hang else self.policy.decide(worker_exceptions, lost)
         if isinstance(decision, failures.Stop):
             self._post(kind="stopped", type=type(decision.error).__name__, message=str(decision.error))
             raise decision.error
@@ -84,7 +101,10 @@ class OnFailure(UserCallback):
             storage.write_json(self.run_dir / HALVINGS, known)
             self._post(kind="halved", stage=decision.stage, reason=decision.reason)
             return
-        self._post(kind="failure", reason=decision.reason[:200], ranks=sorted(worker_exceptions))
+        if hang:
+            self._post(kind="hung", stage=hang[1], step=hang[2])
+        else:
+            self._post(kind="failure", reason=decision.reason[:200], ranks=sorted(worker_exceptions))
         if self.is_elastic and decision.is_lost:
             # Another number of workers may be there now; Ray would wait for the old one.
             raise WorkersLost(decision.reason)
@@ -108,6 +128,7 @@ class Group:
         run_dir: of the run.
         policy: decides about failures, over all generations.
         is_elastic: whether to end when workers are lost, instead of starting as many again.
+        hang_minutes: as in the recipe; None: auto.
     """
 
     job: dict[str, Any]
@@ -116,6 +137,7 @@ class Group:
     run_dir: Path
     policy: failures.Policy
     is_elastic: bool
+    hang_minutes: float | None = None
 
 
 class Watch(Protocol):
@@ -136,6 +158,9 @@ class Generation:
         self.events: list[Event] = []
         self.failure: BaseException | None = None
         self.ended = threading.Event()
+        self.rescue = rescue.Rescue(
+            self.bulletin, group.num_workers, group.run_dir, group.hang_minutes, view.say
+        )
         self.thread = threading.Thread(target=self._fit, daemon=True, name="fit")
 
     def run(self, watch: "Watch") -> Reason:
@@ -157,6 +182,7 @@ class Generation:
                 try:
                     self.ended.wait(POLL_S)
                     watch.look(self)
+                    self.rescue.look()
                 except KeyboardInterrupt:
                     watch.interrupt(self)
         if self.failure is None:
@@ -179,6 +205,11 @@ class Generation:
     def num_failures(self) -> int:
         """How often workers failed."""
         return sum(event["kind"] == "failure" for event in self.events)
+
+    @property
+    def hangs(self) -> list[tuple[str, int]]:
+        """The stage and the step of every hang that the workers were restarted for."""
+        return [(event["stage"], event["step"]) for event in self.events if event["kind"] == "hung"]
 
     @property
     def nodes(self) -> set[str]:
@@ -255,7 +286,8 @@ def _trainer(group: Group, bulletin: str) -> Any:
         worker.train,
         train_loop_config=group.job | {"bulletin": bulletin},
         torch_config=ray.train.torch.TorchConfig(
-            backend="nccl" if group.on_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
+            backend="nccl" if group.on_gpu else "gloo",
+            timeout_s=hangs.collective_timeout_s(group.hang_minutes),
         ),
         scaling_config=ray.train.ScalingConfig(num_workers=group.num_workers, use_gpu=group.on_gpu),
         run_config=ray.train.RunConfig(
