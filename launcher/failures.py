@@ -33,16 +33,12 @@ class Stop:
 _SAYS_PEER_IS_GONE = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
-MAX_HANGS = 3
-"""Hangs to survive before one that comes without a new step since the first of them."""
-
-
 class Policy:
     """Decides about one failure after another.
 
     An error with a remedy for the user ends the run; another exception of our own process ends it when it
     comes twice in a row, since a third time would be the same. Lost processes and nodes have a budget. Memory
-    that ran out has none: halving ends at one sample. Hangs have one of their own, which a new step fills up.
+    that ran out has none: halving ends at one sample. Hangs have one of their own, as large, which a new step fills up.
     """
 
     def __init__(self, max_failures: int, on_oom: Literal["stop", "shrink"], logs: str) -> None:
@@ -90,12 +86,13 @@ class Policy:
             stage, step: how far they had come.
         """
         self.remember([(stage, step)])
-        if self.num_hangs <= MAX_HANGS:
+        if self.num_hangs <= self.max_failures:
             return Retry(message)
+        times = "once" if self.num_hangs == 1 else f"{self.num_hangs} times"
         return Stop(
             Hang(
-                f"the workers hung {self.num_hangs} times without a new step: {message}."
-                " The same command continues from the last checkpoint"
+                f"the workers hung {times} without a new step (max_failures: {self.max_failures}):"
+                f" {message}. The same command continues from the last checkpoint"
             )
         )
 

@@ -21,8 +21,8 @@ LIMITS_S: dict[Phase, float] = {
     "wait": 3600,  # For rank 0 between two stages.
 }
 """By phase, the longest time without a sign of progress."""
-STEP_FLOOR_S, STEPS = 60.0, 20.0
-"""Of a step: so many usual ones, but at least this."""
+STEP_FLOOR_S, STEPS = 120.0, 20.0
+"""Of a step: so many usual ones, but at least this: a new shape may be compiled, and a false alarm costs a restart."""
 SILENT_S = 900.0
 """Without a heartbeat nothing is allowed longer: one C call that keeps Python's lock is seldom as long."""
 LONGEST_S = max(LIMITS_S.values())
@@ -136,7 +136,9 @@ class Watch:
         elif place.num_begun == before.num_begun and place.step > before.step:
             # A step under way is not made yet, and the first that is seen has an unknown begin.
             if before.step:
-                self.usual_s.append((self.watched_s - self.stepped_s) / (place.step - before.step))
+                made = place.step - before.step
+                each_s = (self.watched_s - self.stepped_s) / made
+                self.usual_s.extend([each_s] * min(made, 50))
         else:
             return
         self.furthest, self.stepped_s = place, self.watched_s
@@ -175,7 +177,9 @@ def message(hang: Hang, seen: Mapping[int, Seen]) -> str:
     text += f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
     text += f" on {', '.join(hosts)}" if hosts else ""
     places = [hang.beats[rank].place for rank in ranks if rank in hang.beats]
-    text += f" {what}" + (f", in {_words(min(places, key=_order))}" if places else "")
+    # A silent one may have come further than it could tell.
+    at = ", last in" if hang.silent_s.keys() & set(ranks) else ", in"
+    text += f" {what}" + (f"{at} {_words(min(places, key=_order))}" if places else "")
     if others:
         furthest = max(others, key=_order)
         text += "; the others wait in " + (f"step {furthest.step}" if furthest.step else furthest.phase)

@@ -81,17 +81,16 @@ def look(workers: dict[int, tuple[Process, str]], within_s: float = STACKS_WITHI
         workers: by rank, its process and the file that it writes them to.
         within_s: how long to wait for them.
     """
-    sizes: dict[int, int] = {}
-    for rank, (process, path) in workers.items():
-        sizes[rank] = _size(path)
-        if is_there(process):
-            with contextlib.suppress(OSError):
-                os.kill(process.pid, SHOW)
+    sizes = {rank: _size(path) for rank, (_, path) in workers.items()}
+    asked = [rank for rank, (process, _) in workers.items() if state(process) == ""]
+    for rank in asked:
+        with contextlib.suppress(OSError):
+            os.kill(workers[rank][0].pid, SHOW)
     until_s, before = time.monotonic() + within_s, -1
-    while time.monotonic() < until_s:
+    while asked and time.monotonic() < until_s:
         time.sleep(0.3)
         now = sum(_size(path) for _, path in workers.values())
-        if now == before and all(_size(path) > sizes[rank] for rank, (_, path) in workers.items()):
+        if now == before and all(_size(workers[rank][1]) > sizes[rank] for rank in asked):
             break  # All have answered, and are done with it.
         before = now
     return {rank: Seen(state(process), _text(path, sizes[rank])) for rank, (process, path) in workers.items()}

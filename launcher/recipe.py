@@ -390,9 +390,9 @@ class Recipe(Section):
     checkpoint: Checkpoint = Checkpoint()
     """When to save."""
     max_failures: int = Field(default=3, ge=0)
-    """Worker failures to survive before giving up."""
+    """Worker failures to survive before giving up; and as many hangs without a new step in between."""
     hang_minutes: Literal["auto"] | PositiveFloat = "auto"
-    """Minutes without a step after which workers are taken to hang. `auto`: 20 usual steps, at least 1 minute and
+    """Minutes without a step after which workers are taken to hang. `auto`: 20 usual steps, at least 2 minutes and
     at most 60; the first steps, loading, evaluating and saving have longer limits of their own."""
     on_oom: Literal["stop", "shrink"] = "stop"
     """When a worker runs out of memory: `stop`, or `shrink`: go on from the last checkpoint with half the

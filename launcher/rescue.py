@@ -1,5 +1,6 @@
 """What the driver does about workers that hang: see it, ask why, tell it, end them. The rest is a failure's way."""
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -50,8 +51,9 @@ class Rescue:
         self.looked_s = now_s
         try:
             beats = ray.get(self.bulletin.beats.remote(), timeout=NODE_WITHIN_S)
-        except ray.exceptions.GetTimeoutError:
-            return  # The machine is busy; time that nobody looks at does not count.
+        except ray.exceptions.RayError as error:  # A time-out is one, where the machine is busy.
+            logging.getLogger(__name__).warning("heartbeats: %s", error)
+            return  # Time that nobody looks at does not count.
         if (hang := self.watch.look(time.monotonic(), beats)) is not None:
             self._end(hang)
 
@@ -62,12 +64,8 @@ class Rescue:
         now = ray.get(self.bulletin.beats.remote())
         if any(_differs(beat, now.get(rank)) for rank, beat in hang.beats.items()):
             return  # They go on after all, or have failed by themselves and are being replaced.
-        path = self._write(hang, told, seen)
-        line = f"{told} (stacks: {path})"
+        line = f"{told} (stacks: {self._write(hang, told, seen)})"
         self.say(f"the workers hang: {line}")
-        Recorder(self.run_dir / "metrics.jsonl").write(
-            "hang", message=told, stacks=str(path), stage=hang.place.stage, step=hang.place.step
-        )
         # Before their end: Ray Train then asks at once what is to be done about it.
         ray.get(self.bulletin.found.remote(line, hang.place.stage, hang.place.step))
         # By Ray Train's own means a stopped process takes a minute, and the others of its group wait for it.
@@ -76,12 +74,19 @@ class Rescue:
     def _asked(self, beats: list[Beat]) -> dict[int, tuple[Process, str]]:
         return {beat.rank: (beat.process, str(stacks_file(self.run_dir, beat.rank))) for beat in beats}
 
-    def _write(self, hang: hangs.Hang, told: str, seen: dict[int, Seen]) -> Path:
+    def _write(self, hang: hangs.Hang, told: str, seen: dict[int, Seen]) -> str:
+        """Keep what was found, also in the record; return the file, or why there is none: workers may hang on a full disk."""
         folder = self.run_dir / "hangs"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{len(list(folder.iterdir())) + 1}.txt"
-        storage.write_text(path, hangs.report(hang, told, seen))
-        return path
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / f"{len(list(folder.iterdir())) + 1}.txt"
+            storage.write_text(path, hangs.report(hang, told, seen))
+            recorder, place = Recorder(self.run_dir / "metrics.jsonl"), hang.place
+            recorder.write("hang", message=told, stacks=str(path), stage=place.stage, step=place.step)
+            recorder.close()
+        except OSError as error:
+            return f"not written: {error}"
+        return str(path)
 
 
 def _differs(beat: Beat, now: Beat | None) -> bool:

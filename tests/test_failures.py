@@ -68,7 +68,7 @@ def test_out_of_memory_halves_without_a_budget_and_whatever_the_other_ranks_say(
 
 
 def test_hangs_have_a_budget_of_their_own_which_a_new_step_fills_up() -> None:
-    asked = policy(max_failures=0)
+    asked = policy(max_failures=3)
     for step in (7, 7, 5):  # Steps made again since the checkpoint are not new.
         assert asked.hung("rank 1 is behind", "target", step) == Retry("rank 1 is behind")
     assert isinstance(asked.hung("rank 1 is behind", "target", 8), Retry)
@@ -78,6 +78,9 @@ def test_hangs_have_a_budget_of_their_own_which_a_new_step_fills_up() -> None:
     assert isinstance(ended, Stop)
     assert isinstance(ended.error, Hang)
     assert ended.error.exit_code == 9
-    assert "hung 4 times without a new step: rank 1 on HOST is behind (stacks: FILE)." in str(ended.error)
+    assert str(ended.error).startswith(
+        "the workers hung 4 times without a new step (max_failures: 3): rank 1 on HOST is behind (stacks: FILE). "
+    )
     assert asked.num_failures == 0
     assert isinstance(asked.hung("again", "next", 1), Retry)
+    assert isinstance(policy(max_failures=0).hung("told", "target", 8), Stop)

@@ -1,5 +1,6 @@
 """Runs whose workers stop answering: real processes, stopped by real signals."""
 
+import fcntl
 import os
 import signal
 import time
@@ -11,13 +12,13 @@ import pytest
 from tests.runs import Run, chat_recipe
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
-STEPS, SAVED_EVERY = 60, 10
+STEPS, SAVED_EVERY, HANG_S = 60, 10, 6.0
 
 
-def hanging(setup: dict[str, Any], folder: Path, name: str, *, hang_s: float = 6.0) -> Run:
-    recipe = chat_recipe(setup, folder / "chat.yaml", steps=STEPS)
+def hanging(setup: dict[str, Any], folder: Path, name: str, *more: str, steps: int = STEPS) -> Run:
+    recipe = chat_recipe(setup, folder / "chat.yaml", steps=steps)
     arguments = ["--workers", "2", "--set", f"checkpoint.every_steps={SAVED_EVERY}"]
-    return Run(recipe, folder / name, *arguments, "--set", f"hang_minutes={hang_s / 60}")
+    return Run(recipe, folder / name, *arguments, "--set", f"hang_minutes={HANG_S / 60}", *more)
 
 
 def worker_of(run: Run, rank: int) -> int:
@@ -72,16 +73,25 @@ def test_a_stopped_worker_is_named_ended_and_replaced(chat_setup: dict[str, Any]
     assert run.losses() == undisturbed.losses()
 
 
-def test_workers_that_always_hang_end_the_run(chat_setup: dict[str, Any], tmp_path: Path) -> None:
-    run = hanging(chat_setup, tmp_path, "stuck", hang_s=4.0).start()
-    run.wait_for_step(8)
-    for number in range(1, 5):
-        os.kill(worker_of(run, 0), signal.SIGSTOP)
-        run.wait_until(lambda n=number: len(run.events("hang")) == n, f"hang {number}")
-        if number < 4:
-            run.wait_until(lambda n=number: len(run.events("stage_begin")) == n + 1, "begin")
-            run.wait_until(lambda: run.events()[-1].get("step", 0) >= 5, "step 5 again")
-    assert run.end(60) == 9, run.output()
-    last = run.output().splitlines()[-1]
-    assert last.startswith("error: the workers hung 4 times without a new step: no step for ")
-    assert "rank 0 on " in last and "in step " in last and str(run.run_dir / "hangs" / "4.txt") in last
+def test_a_worker_that_waits_for_its_disk_ends_a_run_that_may_not_fail(
+    chat_setup: dict[str, Any], tmp_path: Path
+) -> None:
+    more = ["--set", "max_failures=0", "--set", "log_samples=true"]
+    run = hanging(chat_setup, tmp_path, "stuck", *more, steps=2000)
+    # Rank 1 writes its samples into a pipe that nobody empties: after some steps the write does not return.
+    pipe = run.run_dir / "logs" / "samples-rank-1.jsonl"
+    pipe.parent.mkdir(parents=True)
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
+    try:
+        assert run.start().end() == 9, run.output()
+    finally:
+        os.close(reader)
+    (hang,) = run.events("hang")
+    step, last = run.last_step(), run.output().splitlines()[-1]
+    assert last.startswith("error: the workers hung once without a new step (max_failures: 0): no step for ")
+    at = f"is behind, in step {step} of stage chat; the others wait in step {step + 1} (stacks: {hang['stacks']})"
+    assert "rank 1 on " in last and at in last
+    waits = Path(hang["stacks"]).read_text(encoding="utf-8").partition("--- rank 1")[2]
+    assert 'record.py"' in waits and "in write" in waits
