@@ -40,13 +40,13 @@ Reason = Literal["done", "stop", "preempted", "grow", "lost"]
 
 
 @ray.remote(num_cpus=0)
-class Bulletin:
-    """Where workers post events, which the driver reads, and the driver wishes, which rank 0 reads."""
+class Bulletin(pulse.Board):
+    """Where workers post events and heartbeats, which the driver reads, and the driver wishes, which rank 0 reads."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.events: list[Event] = []
         self.wish = ""
-        self.board = pulse.Board()
 
     def post(self, event: Event) -> None:
         """Add an event."""
@@ -63,22 +63,6 @@ class Bulletin:
     def asked(self) -> str:
         """Return what is wished for."""
         return self.wish
-
-    def beat(self, beat: pulse.Beat) -> None:
-        """Take a worker's heartbeat."""
-        self.board.beat(beat)
-
-    def beats(self) -> dict[int, pulse.Beat]:
-        """Return the last heartbeat of each rank."""
-        return self.board.last
-
-    def found(self, message: str, stage: str, step: int) -> None:
-        """Note a hang, for which the workers are about to be ended."""
-        self.board.found(message, stage, step)
-
-    def failed(self) -> tuple[str, str, int] | None:
-        """Return the hang for which workers were ended, if it is one that they failed of."""
-        return self.board.failed()
 
 
 class OnFailure(UserCallback):

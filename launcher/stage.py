@@ -46,7 +46,7 @@ class StageRun:
         from launcher.train import checkpoint, writer
 
         self.context, self.plan, self.watch, self.pulse = context, plan, watch, context.pulse
-        self.pulse.begin(plan.name)
+        context.pulse.begin(plan.name)
         self.built: Assembly = assemble(context, plan)
         self.parts, self.engine = self.built.parts, self.built.engine
         self.main = self.parts[-1]
@@ -131,8 +131,7 @@ class StageRun:
         self.pulse.step, self.pulse.phase = step, "data"
         asked_s = time.monotonic()
         made: tuple[feed.StepBatch, ...] = batches(step)
-        self.data_s = time.monotonic() - asked_s
-        self.pulse.phase = "step"
+        self.data_s, self.pulse.phase = time.monotonic() - asked_s, "step"
         return made
 
     def record(self, batches: tuple[feed.StepBatch, ...], result: Any) -> None:

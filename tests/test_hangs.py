@@ -208,11 +208,11 @@ def test_late_heartbeats_of_workers_that_failed_are_none() -> None:
     board.beat(old)
     assert board.failed() is None
     board.beat(old)
-    assert board.last == {}
+    assert board.beats() == {}
     board.beat(new)
     board.found("told", "a", 3)
     board.beat(new)
-    assert board.last == {}
+    assert board.beats() == {}
     assert board.failed() == ("told", "a", 3)
     assert board.failed() is None
 
