@@ -18,7 +18,8 @@ class Pulse:
     """Where this worker is: plain attributes, which training assigns and another thread reads.
 
     The assignments of a step take 20 ns together (tests/test_hangs.py measures them) and no lock; a heartbeat
-    takes half a millisecond of a core, each second. The reader may see a new step with the old phase: then its next look sees both.
+    takes half a millisecond of a core, each second. The reader may see a new step with the old phase: then
+    its next look sees both.
     """
 
     __slots__ = ("num_begun", "phase", "stage", "step", "tick")
