@@ -1,7 +1,7 @@
 """From a stage's plan to what DeepSpeed trains: tokenizer, tasks, models on one trunk, groups, engine."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from launcher.part import Part, Seat, is_same_head
 from launcher.plan.plan import Plan, StagePlan
+from launcher.pulse import Pulse
 from launcher.recipe import Recipe, Stage
 from launcher.report.record import Recorder
 from launcher.tasks import base
@@ -25,6 +26,7 @@ class Context:
 
     Attributes:
         wish: returns why the driver wants the workers to save and leave, on rank 0; empty: it does not.
+        pulse: where this rank is, for its heartbeats.
     """
 
     recipe: Recipe
@@ -36,6 +38,7 @@ class Context:
     recorder: Recorder
     samples: Recorder | None
     wish: Callable[[], str] = str
+    pulse: Pulse = field(default_factory=Pulse)
 
     def stage_dir(self, name: str) -> Path:
         """Where a stage keeps its checkpoints and its export."""
@@ -152,6 +155,7 @@ def _engine(context: Context, plan: StagePlan, parts: list[Part], built: list[_B
     from launcher.train import engine, recompute
     from launcher.train.parts import Parts, share_trunk
 
+    context.pulse.phase = "build"
     models, extras = [each.model for each in built], [each.extra for each in built]
     share_trunk(models)
     stages = [part.asked for part in parts]
@@ -205,6 +209,7 @@ def write_export(context: Context, part: Part, index: int, built: Assembly) -> N
     from launcher.train import adapters, export
     from launcher.train.model import DTYPES, gathered
 
+    context.pulse.phase = "export"
     folder, dtype = context.stage_dir(part.name), DTYPES[context.plan.dtype]
     probe = part.probe_batch()
     logits = built.engine.logits(index, probe)

@@ -102,10 +102,12 @@ def run(
             run_dir=job.run_dir,
             policy=policy,
             is_elastic=fewest < most,
+            hang_minutes=None if job.recipe.hang_minutes == "auto" else job.recipe.hang_minutes,
         )
         generation = Generation(group, view)
         reason = generation.run(_Watch(world.num_workers, most, kind, view, meddle))
         policy.num_failures += generation.num_failures
+        policy.remember(generation.hangs)
         if reason == "done":
             return _finish(job, world, prepared, view)
         if reason == "stop":

@@ -83,6 +83,12 @@ class StorageError(LauncherError):
     exit_code = 6
 
 
+class Hang(LauncherError):
+    """Workers stood still again and again without a step in between; the message names rank, host and phase."""
+
+    exit_code = 9
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ` (did you mean "x"?)` for the known word closest to `word`, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

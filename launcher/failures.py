@@ -1,10 +1,10 @@
 """What to do when workers fail: a decision, which the driver carries out. Pure."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Literal
 
-from launcher.errors import LauncherError, OutOfMemory, TrainingFailed
+from launcher.errors import Hang, LauncherError, OutOfMemory, TrainingFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,13 @@ class Policy:
 
     An error with a remedy for the user ends the run; another exception of our own process ends it when it
     comes twice in a row, since a third time would be the same. Lost processes and nodes have a budget. Memory
-    that ran out has none: halving ends at one sample.
+    that ran out has none: halving ends at one sample. Hangs have one of their own, as large, which a new step fills up.
     """
 
     def __init__(self, max_failures: int, on_oom: Literal["stop", "shrink"], logs: str) -> None:
         self.max_failures, self.on_oom, self.logs = max_failures, on_oom, logs
         self.num_failures, self.said = 0, ""
+        self.num_hangs, self.hung_at = 0, ("", -1)
 
     def decide(self, failures: Mapping[int, Exception], lost: Set[int]) -> Retry | Halve | Stop:
         """Return what to do.
@@ -76,6 +77,34 @@ class Policy:
             )
         self.said = "" if is_lost else reason
         return Retry(reason, is_lost)
+
+    def hung(self, message: str, stage: str, step: int) -> Retry | Stop:
+        """Return what to do about workers that were ended because they hung.
+
+        Args:
+            message: which rank, where, with the file of its stacks.
+            stage, step: how far they had come.
+        """
+        self.remember([(stage, step)])
+        if self.num_hangs <= self.max_failures:
+            return Retry(message)
+        times = "once" if self.num_hangs == 1 else f"{self.num_hangs} times"
+        return Stop(
+            Hang(
+                f"the workers hung {times} without a new step (max_failures: {self.max_failures}):"
+                f" {message}. The same command continues from the last checkpoint"
+            )
+        )
+
+    def remember(self, hangs: Iterable[tuple[str, int]]) -> None:
+        """Count hangs, given as stage and step: from the first again where one has come further than those before.
+
+        Steps made again since a checkpoint are not new: a step that always hangs would never end the run.
+        """
+        for stage, step in hangs:
+            is_further = stage != self.hung_at[0] or step > self.hung_at[1]
+            self.num_hangs = 1 if is_further else self.num_hangs + 1
+            self.hung_at = (stage, step) if is_further else self.hung_at
 
 
 def _is_about_a_peer(error: BaseException) -> bool:

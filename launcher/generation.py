@@ -31,13 +31,12 @@ from ray.train.v2._internal.exceptions import (
 from ray.train.v2.api.callback import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from launcher import errors, failures, storage, worker
+from launcher import errors, failures, hangs, pulse, rescue, storage, worker
 from launcher.errors import TrainingFailed
 from launcher.report.record import Event
 from launcher.report.view import View
 from launcher.worker import HALVINGS
 
-COLLECTIVE_TIMEOUT_S = 1800
 POLL_S = 0.2
 LOST = (ray.exceptions.RayActorError, WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
 """What Ray raises in the place of a worker whose process or node is gone."""
@@ -47,10 +46,11 @@ Reason = Literal["done", "stop", "preempted", "grow", "lost"]
 
 
 @ray.remote(num_cpus=0)
-class Bulletin:
-    """Where workers post events, which the driver reads, and the driver wishes, which rank 0 reads."""
+class Bulletin(pulse.Board):
+    """Where workers post events and heartbeats, which the driver reads, and the driver wishes, which rank 0 reads."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.events: list[Event] = []
         self.wish = ""
 
@@ -80,7 +80,8 @@ class OnFailure(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Raise to end the generation: Ray Train does not retry when a callback raises."""
         lost = {rank for rank, each in worker_exceptions.items() if isinstance(each, LOST)}
-        decision = self.policy.decide(worker_exceptions, lost)
+        hang = ray.get(ray.get_actor(self.bulletin).failed.remote())
+        decision = self.policy.hung(*hang) if hang else self.policy.decide(worker_exceptions, lost)
         if isinstance(decision, failures.Stop):
             self._post(kind="stopped", type=type(decision.error).__name__, message=str(decision.error))
             raise decision.error
@@ -92,7 +93,12 @@ class OnFailure(UserCallback):
             return
         # Where another number of workers may be there now, Ray would wait for the old one.
         ends = self.is_elastic and decision.is_lost
-        self._post(kind="failure", reason=decision.reason[:200], ranks=sorted(worker_exceptions), ends=ends)
+        if hang:
+            self._post(kind="hung", stage=hang[1], step=hang[2], ends=ends)
+        else:
+            self._post(
+                kind="failure", reason=decision.reason[:200], ranks=sorted(worker_exceptions), ends=ends
+            )
         if ends:
             raise WorkersLost(decision.reason)
 
@@ -115,6 +121,7 @@ class Group:
         run_dir: of the run.
         policy: decides about failures, over all generations.
         is_elastic: whether to end when workers are lost, instead of starting as many again.
+        hang_minutes: as in the recipe; None: auto.
     """
 
     job: dict[str, Any]
@@ -123,6 +130,7 @@ class Group:
     run_dir: Path
     policy: failures.Policy
     is_elastic: bool
+    hang_minutes: float | None = None
 
 
 class Watch(Protocol):
@@ -145,6 +153,9 @@ class Generation:
         self.events: list[Event] = []
         self.failure: BaseException | None = None
         self.ended = threading.Event()
+        self.rescue = rescue.Rescue(
+            self.bulletin, group.num_workers, group.run_dir, group.hang_minutes, view.say
+        )
         self.thread = threading.Thread(target=self._fit, daemon=True, name="fit")
 
     def run(self, watch: "Watch") -> Reason:
@@ -166,6 +177,7 @@ class Generation:
                 try:
                     self.ended.wait(POLL_S)
                     watch.look(self)
+                    self.rescue.look()
                 except KeyboardInterrupt:
                     watch.interrupt(self)
         if self.failure is None:
@@ -188,6 +200,11 @@ class Generation:
     def num_failures(self) -> int:
         """How often workers failed."""
         return sum(event["kind"] == "failure" for event in self.events)
+
+    @property
+    def hangs(self) -> list[tuple[str, int]]:
+        """The stage and the step of every hang that the workers were restarted for."""
+        return [(event["stage"], event["step"]) for event in self.events if event["kind"] == "hung"]
 
     @property
     def nodes(self) -> set[str]:
@@ -263,7 +280,8 @@ def _trainer(group: Group, bulletin: str) -> Any:
         worker.train,
         train_loop_config=group.job | {"bulletin": bulletin},
         torch_config=ray.train.torch.TorchConfig(
-            backend="nccl" if group.on_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
+            backend="nccl" if group.on_gpu else "gloo",
+            timeout_s=hangs.collective_timeout_s(group.hang_minutes),
         ),
         scaling_config=ray.train.ScalingConfig(num_workers=group.num_workers, use_gpu=group.on_gpu),
         run_config=ray.train.RunConfig(

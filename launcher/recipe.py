@@ -4,7 +4,15 @@ import json
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 TaskName = Literal[
     "text-classification", "token-classification", "question-answering", "translation", "causal-lm"
@@ -382,7 +390,10 @@ class Recipe(Section):
     checkpoint: Checkpoint = Checkpoint()
     """When to save."""
     max_failures: int = Field(default=3, ge=0)
-    """Worker failures to survive before giving up."""
+    """Worker failures to survive before giving up; and as many hangs without a new step in between."""
+    hang_minutes: Literal["auto"] | PositiveFloat = "auto"
+    """Minutes without a step after which workers are taken to hang. `auto`: 20 usual steps, at least 2 minutes and
+    at most 60; the first steps, loading, evaluating and saving have longer limits of their own."""
     on_oom: Literal["stop", "shrink"] = "stop"
     """When a worker runs out of memory: `stop`, or `shrink`: go on from the last checkpoint with half the
     micro-batch and the same global batch, again and again down to one sample."""
@@ -401,7 +412,7 @@ class Recipe(Section):
         return self
 
 
-_OF_THE_WAY = {"checkpoint", "max_failures", "on_oom", "log_samples"}
+_OF_THE_WAY = {"checkpoint", "max_failures", "hang_minutes", "on_oom", "log_samples"}
 """Keys that say how a run goes on, not to what end: they may change from one try to the next."""
 
 

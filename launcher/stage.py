@@ -45,7 +45,8 @@ class StageRun:
         """
         from launcher.train import checkpoint, writer
 
-        self.context, self.plan, self.watch = context, plan, watch
+        self.context, self.plan, self.watch, self.pulse = context, plan, watch, context.pulse
+        context.pulse.begin(plan.name)
         self.built: Assembly = assemble(context, plan)
         self.parts, self.engine = self.built.parts, self.built.engine
         self.main = self.parts[-1]
@@ -68,6 +69,7 @@ class StageRun:
         start = self.restore()
         self.tell_begin(start)
         num_steps = start if self.verdict.is_enough else self.plan.num_steps
+        self.pulse.phase = "step"
         if self.plan.kind == "packed" and start < num_steps:
             self.engine.prove_packing(self.main.batches.step(start + 1).micro_batches[0])
         batches = feed.Steps(self.make, start + 1, num_steps)
@@ -88,6 +90,7 @@ class StageRun:
 
     def restore(self) -> int:
         """Go on from the last checkpoint; return the steps done."""
+        self.pulse.phase = "restore"
         start = self.checkpoints.restore(fingerprint=self.fingerprint, content=self.content)
         self.ended_at = start
         if start:
@@ -125,9 +128,10 @@ class StageRun:
 
     def waited_for(self, batches: Any, step: int) -> tuple[feed.StepBatch, ...]:
         """Return a step's batches, and note how long they took to come."""
+        self.pulse.step, self.pulse.phase = step, "data"
         asked_s = time.monotonic()
         made: tuple[feed.StepBatch, ...] = batches(step)
-        self.data_s = time.monotonic() - asked_s
+        self.data_s, self.pulse.phase = time.monotonic() - asked_s, "step"
         return made
 
     def record(self, batches: tuple[feed.StepBatch, ...], result: Any) -> None:
@@ -166,9 +170,11 @@ class StageRun:
 
     def evaluate(self, step: int) -> bool:
         """Evaluate every part that has an eval split; return whether training has gone on long enough."""
+        self.pulse.phase = "evaluate"
         for i, part in enumerate(self.parts):
             if part.facts.eval is not None:
-                self.metrics[part.name] = self.engine.evaluate(i, part.eval_batches())
+                batches = self.pulse.counted(part.eval_batches())
+                self.metrics[part.name] = self.engine.evaluate(i, batches)
                 self.context.recorder.write(
                     "eval", stage=part.name, step=step, metrics=self.metrics[part.name]
                 )
@@ -194,6 +200,7 @@ class StageRun:
 
     def save(self, step: int) -> None:
         """Save what continues the run after `step`."""
+        self.pulse.phase = "save"
         self.totals["stall_s"] += self.checkpoints.save(step, self.state(step))
         self.stepped_at_s = time.monotonic()
 
@@ -207,15 +214,18 @@ class StageRun:
         Raises:
             Leave: always.
         """
+        self.pulse.phase = "save"
         self.checkpoints.wait()
         raise Leave(self.context.wish(), self.plan.name, step)
 
     def finish(self) -> None:
         """Export what was trained, or the best of it, then mark the stage as done."""
+        self.pulse.phase = "save"
         facts = {"steps": self.ended_at, "samples": self.num_seen, **self.sizes, **self._shares()}
         facts["memory"] = self.most_memory()
         self.checkpoints.wait()
         if (best := self.best.latest()) is not None:
+            self.pulse.phase = "restore"
             self.best.restore(fingerprint=self.fingerprint, content=self.content)
             self.metrics, facts["best_step"] = dict(best.state["metrics"]), best.step
         for i, part in enumerate(self.parts):
@@ -280,8 +290,10 @@ def measure_again(context: Context, plan: StagePlan, last: StagePlan) -> None:
     facts = context.prepared.facts[plan.index]
     if facts.eval is None or storage.read_json(context.stage_dir(plan.name) / AFTER) is not None:
         return
+    context.pulse.begin(plan.name)
     built = reassemble(context, plan, context.export_of(last.name))
-    metrics = built.engine.evaluate(0, built.parts[0].eval_batches())
+    context.pulse.phase = "evaluate"
+    metrics = built.engine.evaluate(0, context.pulse.counted(built.parts[0].eval_batches()))
     built.engine.close()
     context.recorder.write("after", stage=plan.name, last=last.name, metrics=metrics)
     if context.rank == 0:

@@ -16,12 +16,13 @@ import ray.train
 import torch
 import torch.distributed as dist
 
+from launcher import heart, storage
 from launcher import recipe as recipes
-from launcher import storage
 from launcher.assembly import Context
 from launcher.errors import LauncherError, OutOfMemory
 from launcher.plan import offload
 from launcher.plan.plan import StagePlan, World, make_plan
+from launcher.pulse import Pulse
 from launcher.report import memory as report
 from launcher.report.record import Event, Recorder
 from launcher.stage import DONE, Leave, StageRun, leave_if_asked, measure_again
@@ -42,7 +43,8 @@ def train(job: dict[str, Any]) -> None:
     _tell(job, kind="worker", rank=rank, node=ray.get_runtime_context().get_node_id(), pid=os.getpid())
     _send_chatter_to(Path(job["run_dir"]) / "logs" / f"rank-{rank}.log")
     try:
-        _run(job, rank)
+        with heart.beating(job["bulletin"], rank, Path(job["run_dir"])) as pulse:
+            _run(job, rank, pulse)
     except Leave as leave:
         if rank == 0:
             _tell(job, kind="left", reason=leave.reason, stage=leave.stage, step=leave.step)
@@ -51,17 +53,19 @@ def train(job: dict[str, Any]) -> None:
         raise
 
 
-def _run(job: dict[str, Any], rank: int) -> None:
+def _run(job: dict[str, Any], rank: int, pulse: Pulse) -> None:
     """Do the stages in order; then look at what was forgotten."""
     offload.check_disks(job["ds_config"], job["ds_name"])
-    context = _context(job, rank)
+    context = _context(job, rank, pulse)
     for plan in context.plan.stages:
         if storage.read_json(context.stage_dir(plan.name) / DONE) is None:
             _stage(context, plan, job["predicted"].get(plan.name, {}))
+            pulse.phase = "wait"
             leave_if_asked(context)
     *earlier, last = [plan for plan in context.plan.stages if not plan.is_baseline]
     for plan in earlier:
         measure_again(context, plan, last)
+        pulse.phase = "wait"
         dist.barrier()
 
 
@@ -81,7 +85,7 @@ def _stage(context: Context, plan: StagePlan, predicted: dict[str, int | None]) 
         raise OutOfMemory(message, plan.name, plan.can_halve) from error
 
 
-def _context(job: dict[str, Any], rank: int) -> Context:
+def _context(job: dict[str, Any], rank: int, pulse: Pulse) -> Context:
     if job["device"] == "cpu":
         # More threads than cores make ranks wait for each other's.
         ranks_here = ray.train.get_context().get_local_world_size()
@@ -108,6 +112,7 @@ def _context(job: dict[str, Any], rank: int) -> Context:
         recorder=Recorder(run_dir / "metrics.jsonl" if rank == 0 else None, listener),
         samples=Recorder(audit) if recipe.log_samples else None,
         wish=_Wishes(job["bulletin"]) if rank == 0 else str,
+        pulse=pulse,
     )
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launcher.errors import DataError, OutOfMemory, TrainingFailed
+from launcher.errors import DataError, Hang, OutOfMemory, TrainingFailed
 from launcher.failures import Halve, Policy, Retry, Stop
 
 LOST = RuntimeError("The actor died")
@@ -65,3 +65,22 @@ def test_out_of_memory_halves_without_a_budget_and_whatever_the_other_ranks_say(
         assert asked.decide({0: RuntimeError("gloo: closed"), 1: error}, set()) == Halve(
             "target", "no memory"
         )
+
+
+def test_hangs_have_a_budget_of_their_own_which_a_new_step_fills_up() -> None:
+    asked = policy(max_failures=3)
+    for step in (7, 7, 5):  # Steps made again since the checkpoint are not new.
+        assert asked.hung("rank 1 is behind", "target", step) == Retry("rank 1 is behind")
+    assert isinstance(asked.hung("rank 1 is behind", "target", 8), Retry)
+    # What another generation of workers met counts too.
+    asked.remember([("target", 8), ("target", 3)])
+    ended = asked.hung("rank 1 on HOST is behind (stacks: FILE)", "target", 8)
+    assert isinstance(ended, Stop)
+    assert isinstance(ended.error, Hang)
+    assert ended.error.exit_code == 9
+    assert str(ended.error).startswith(
+        "the workers hung 4 times without a new step (max_failures: 3): rank 1 on HOST is behind (stacks: FILE). "
+    )
+    assert asked.num_failures == 0
+    assert isinstance(asked.hung("again", "next", 1), Retry)
+    assert isinstance(policy(max_failures=0).hung("told", "target", 8), Stop)

@@ -129,6 +129,9 @@ class View:
             f"{event['reason']}\ngoing on from the last checkpoint with half the micro-batch (on_oom: shrink)"
         )
 
+    def _hung(self, event: Event) -> None:
+        self.say("they were ended; going on from the last checkpoint")
+
     def _failure(self, event: Event) -> None:
         self.say(f"a worker failed ({event['reason']}); going on from the last checkpoint")
 
