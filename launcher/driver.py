@@ -16,6 +16,7 @@ from launcher import capacity, failures, storage, tasks
 from launcher import recipe as recipes
 from launcher.errors import ClusterError, ExportFailed
 from launcher.facts import Prepared
+from launcher.forgetting import AFTER
 from launcher.generation import Generation, Group, Reason
 from launcher.outlook import Outlook
 from launcher.plan.plan import ModelFacts, World
@@ -23,7 +24,7 @@ from launcher.recipe import Recipe
 from launcher.report import memory
 from launcher.report import summary as report
 from launcher.report.view import View
-from launcher.stage import AFTER, DONE
+from launcher.stage import DONE
 from launcher.worker import HALVINGS
 
 Workers = tuple[int, int]
@@ -76,7 +77,8 @@ def run(job: Job, world: World, view: View, prepared: Prepared) -> dict[str, Any
         LauncherError: whatever a worker met first.
         KeyboardInterrupt: the user has stopped the run; what was trained is saved.
     """
-    policy = failures.Policy(job.recipe.max_failures, job.recipe.on_oom, str(job.run_dir / "logs"))
+    asked, logs = job.recipe, str(job.run_dir / "logs")
+    policy = failures.Policy(asked.max_failures, asked.on_oom, logs, asked.on_nan)
     kind = "GPU" if world.device == "cuda" else "CPU"
     fewest, most = job.workers or (world.num_workers, world.num_workers)
     while True:

@@ -83,6 +83,26 @@ class StorageError(LauncherError):
     exit_code = 6
 
 
+class NumbersError(LauncherError):
+    """A loss or a gradient was no number, or far from those before; nothing was updated by it.
+
+    Attributes:
+        stage, step: where.
+    """
+
+    exit_code = 8
+
+    def __init__(self, message: str, stage: str = "", step: int = 0) -> None:
+        super().__init__(message)
+        self.stage, self.step = stage, step
+
+
+class Hang(LauncherError):
+    """The workers stood still, and did again when they were started anew."""
+
+    exit_code = 9
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ` (did you mean "x"?)` for the known word closest to `word`, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

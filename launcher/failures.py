@@ -4,7 +4,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Literal
 
-from launcher.errors import LauncherError, OutOfMemory, TrainingFailed
+from launcher.errors import LauncherError, NumbersError, OutOfMemory, TrainingFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +24,28 @@ class Halve:
 
 
 @dataclass(frozen=True, slots=True)
+class Rollback:
+    """Start them again from the last checkpoint, and pass a step by; `reason` says what was wrong with it."""
+
+    stage: str
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """End the run with this error."""
 
     error: Exception
 
 
+Decision = Retry | Halve | Rollback | Stop
+
 _SAYS_PEER_IS_GONE = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+
+
+MOST_ROLLBACKS = 10
+"""More than so many bad batches in one run are not the batches' fault."""
 
 
 class Policy:
@@ -41,11 +56,17 @@ class Policy:
     that ran out has none: halving ends at one sample.
     """
 
-    def __init__(self, max_failures: int, on_oom: Literal["stop", "shrink"], logs: str) -> None:
-        self.max_failures, self.on_oom, self.logs = max_failures, on_oom, logs
-        self.num_failures, self.said = 0, ""
+    def __init__(
+        self,
+        max_failures: int,
+        on_oom: Literal["stop", "shrink"],
+        logs: str,
+        on_nan: Literal["stop", "skip", "rollback"] = "stop",
+    ) -> None:
+        self.max_failures, self.on_oom, self.logs, self.on_nan = max_failures, on_oom, logs, on_nan
+        self.num_failures, self.num_rollbacks, self.said = 0, 0, ""
 
-    def decide(self, failures: Mapping[int, Exception], lost: Set[int]) -> Retry | Halve | Stop:
+    def decide(self, failures: Mapping[int, Exception], lost: Set[int]) -> Decision:
         """Return what to do.
 
         Args:
@@ -59,6 +80,10 @@ class Policy:
             first = own[0]
             if isinstance(first, OutOfMemory) and self.on_oom == "shrink" and first.can_halve:
                 return Halve(first.stage, str(first))
+            if isinstance(first, NumbersError) and self.on_nan == "rollback":
+                self.num_rollbacks += 1
+                if self.num_rollbacks <= MOST_ROLLBACKS:
+                    return Rollback(first.stage, first.step, str(first))
             return Stop(first)
         reason = last_line(next(iter(failures.values())))
         is_lost = bool(lost) or any(_is_about_a_peer(each) for each in failures.values())

@@ -25,7 +25,7 @@ import ray.train.torch
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from ray.train.v2.api.callback import UserCallback
 
-from launcher import errors, failures, storage, worker
+from launcher import bad_batches, errors, failures, storage, worker
 from launcher.errors import TrainingFailed
 from launcher.report.record import Event
 from launcher.report.view import View
@@ -83,6 +83,10 @@ class OnFailure(UserCallback):
             known[decision.stage] = known.get(decision.stage, 0) + 1
             storage.write_json(self.run_dir / HALVINGS, known)
             self._post(kind="halved", stage=decision.stage, reason=decision.reason)
+            return
+        if isinstance(decision, failures.Rollback):
+            bad_batches.pass_by(self.run_dir, decision.stage, decision.step)
+            self._post(kind="rolled_back", stage=decision.stage, step=decision.step, reason=decision.reason)
             return
         self._post(kind="failure", reason=decision.reason[:200], ranks=sorted(worker_exceptions))
         if self.is_elastic and decision.is_lost:

@@ -20,11 +20,12 @@ from launcher import recipe as recipes
 from launcher import storage
 from launcher.assembly import Context
 from launcher.errors import LauncherError, OutOfMemory
+from launcher.forgetting import measure_again
 from launcher.plan import offload
 from launcher.plan.plan import StagePlan, World, make_plan
 from launcher.report import memory as report
 from launcher.report.record import Event, Recorder
-from launcher.stage import DONE, Leave, StageRun, leave_if_asked, measure_again
+from launcher.stage import DONE, Leave, StageRun, leave_if_asked
 
 POST_EVERY_S, LOOK_EVERY_S = 0.1, 0.3
 HALVINGS = "halvings.json"
