@@ -23,6 +23,7 @@ from launcher.plan.plan import ModelFacts, World
 from launcher.recipe import Recipe
 from launcher.report import memory
 from launcher.report import summary as report
+from launcher.report.history import Life
 from launcher.report.view import View
 from launcher.stage import DONE
 from launcher.worker import HALVINGS
@@ -67,8 +68,15 @@ def cluster(address: str | None, workers: Workers | None) -> Iterator[World]:
         ray.shutdown()
 
 
-def run(job: Job, world: World, view: View, prepared: Prepared) -> dict[str, Any]:
+def run(job: Job, world: World, view: View, prepared: Prepared, lives: list[Life]) -> dict[str, Any]:
     """Train by one generation of workers after another, verify and sum up.
+
+    Args:
+        job: what is run.
+        world: the workers to begin with.
+        view: is shown how far it is.
+        prepared: the data.
+        lives: is given each generation as it begins.
 
     Returns:
         The summary that is also written to summary.json.
@@ -91,7 +99,8 @@ def run(job: Job, world: World, view: View, prepared: Prepared) -> dict[str, Any
             is_elastic=fewest < most,
         )
         generation = Generation(group, view)
-        reason = generation.run(_Watch(world.num_workers, most, kind, view))
+        with _lived(lives, generation) as life:
+            reason = life.reason = generation.run(_Watch(world.num_workers, most, kind, view))
         policy.num_failures += generation.num_failures
         if reason == "done":
             return _finish(job, world, prepared, view)
@@ -101,6 +110,16 @@ def run(job: Job, world: World, view: View, prepared: Prepared) -> dict[str, Any
         if there != world.num_workers or reason != "lost":
             view.say(f"going on with {there} workers: {_REASONS[reason]}")
         world = replace(world, num_workers=there)
+
+
+@contextmanager
+def _lived(lives: list[Life], generation: Generation) -> Iterator[Life]:
+    """Keep what becomes of a generation, however it ends."""
+    lives.append(life := Life(generation.group.num_workers, time.time(), generation.events))
+    try:
+        yield life
+    finally:
+        life.ended_s, life.nodes_gone = time.time(), capacity.num_gone(generation.nodes)
 
 
 _REASONS = {"preempted": "a node is about to go", "grow": "nodes have come", "lost": "workers were lost"}

@@ -86,7 +86,7 @@ class Policy:
                     return Rollback(first.stage, first.step, str(first))
             return Stop(first)
         reason = last_line(next(iter(failures.values())))
-        is_lost = bool(lost) or any(_is_about_a_peer(each) for each in failures.values())
+        is_lost = is_about_loss(failures, lost)
         self.num_failures += 1
         if self.num_failures > self.max_failures or (not is_lost and reason == self.said):
             is_spent = self.num_failures > self.max_failures
@@ -101,6 +101,11 @@ class Policy:
             )
         self.said = "" if is_lost else reason
         return Retry(reason, is_lost)
+
+
+def is_about_loss(failures: Mapping[int, Exception], lost: Set[int]) -> bool:
+    """Return whether a process or node is gone, by Ray's word or a peer's."""
+    return bool(lost) or any(_is_about_a_peer(each) for each in failures.values())
 
 
 def _is_about_a_peer(error: BaseException) -> bool:

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,8 +50,8 @@ class Bulletin:
         self.wish = ""
 
     def post(self, event: Event) -> None:
-        """Add an event."""
-        self.events.append(event)
+        """Add an event, with the time where it has none."""
+        self.events.append({"time": round(time.time(), 3), **event})
 
     def read(self, start: int) -> list[Event]:
         """Return the events from number `start` on."""
@@ -74,6 +75,8 @@ class OnFailure(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Raise to end the generation: Ray Train does not retry when a callback raises."""
         lost = {rank for rank, each in worker_exceptions.items() if isinstance(each, LOST)}
+        said = {rank: f"{type(each).__name__}: {each}"[-2000:] for rank, each in worker_exceptions.items()}
+        self._post(kind="seen", said=said, is_lost=failures.is_about_loss(worker_exceptions, lost))
         decision = self.policy.decide(worker_exceptions, lost)
         if isinstance(decision, failures.Stop):
             self._post(kind="stopped", type=type(decision.error).__name__, message=str(decision.error))

@@ -2,8 +2,8 @@
 
 import pytest
 
-from launcher.errors import DataError, OutOfMemory, TrainingFailed
-from launcher.failures import Halve, Policy, Retry, Stop
+from launcher.errors import DataError, NumbersError, OutOfMemory, TrainingFailed
+from launcher.failures import MOST_ROLLBACKS, Halve, Policy, Retry, Rollback, Stop
 
 LOST = RuntimeError("The actor died")
 
@@ -65,3 +65,12 @@ def test_out_of_memory_halves_without_a_budget_and_whatever_the_other_ranks_say(
         assert asked.decide({0: RuntimeError("gloo: closed"), 1: error}, set()) == Halve(
             "target", "no memory"
         )
+
+
+def test_bad_numbers_roll_back_where_asked_and_not_for_ever() -> None:
+    error = NumbersError("the loss is nan", "chat", 7)
+    assert policy().decide({0: error, 1: error}, set()) == Stop(error)
+    asked = Policy(2, "stop", "runs/x/logs", "rollback")
+    for _ in range(MOST_ROLLBACKS):
+        assert asked.decide({0: error, 1: error}, set()) == Rollback("chat", 7, "the loss is nan")
+    assert asked.decide({0: error, 1: error}, set()) == Stop(error)

@@ -100,9 +100,16 @@ def _chained(groups: dict[int, Any]) -> Iterable[torch.Tensor | None]:
 
 def _squares(tensors: Iterable[Any]) -> torch.Tensor:
     """Return the sum of squares of gradients, or of their norms, on the device where they are."""
-    given = [torch.as_tensor(each).detach() for each in tensors if each is not None]
-    if not given:
-        return torch.zeros((), dtype=torch.float64)
-    norms = torch._foreach_norm(given, 2, dtype=torch.float32)
-    # Squared in 64 bits: a norm of 1e20 is large, and still a number.
-    return torch.stack(list(norms)).double().square().sum()
+    by_type: dict[torch.dtype, list[torch.Tensor]] = {}
+    for each in tensors:
+        if each is not None:
+            given = torch.as_tensor(each).detach()
+            by_type.setdefault(given.dtype, []).append(given)
+    total = torch.zeros((), dtype=torch.float64)
+    for dtype, alike in by_type.items():
+        of_half = torch.float32 if dtype.itemsize < 4 else None
+        norms = torch._foreach_norm(alike, 2, dtype=of_half)
+        # Squared in 64 bits: a norm of 1e20 is large, and still a number.
+        found = torch.stack(list(norms)).double().square().sum()
+        total = total.to(found.device, non_blocking=True) + found
+    return total
