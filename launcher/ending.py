@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from launcher import oom_kills, storage, verdict
+from launcher import failures, oom_kills, storage, verdict
 from launcher.errors import LauncherError, OutOfMemory
 from launcher.report import history
 from launcher.report.forecast import size
@@ -70,7 +70,7 @@ class Ending:
         return error
 
     def _facts(self, error: BaseException, found: History) -> Facts:
-        rank = min(found.said, default=0)
+        rank = min(_causes(found.said), default=0)
         log = self.run_dir / "logs" / f"rank-{rank}.log"
         return Facts(
             error=error,
@@ -98,9 +98,9 @@ class Ending:
             seen.append(
                 f"last step {found.step} of {found.num_steps} of stage {found.stage}, saved at {found.saved}"
             )
-        for each, said in sorted(found.said.items())[:2]:
+        for each, said in sorted(_causes(found.said).items())[:2]:
             host = f" on {found.hosts[each]}" if found.hosts.get(each) else ""
-            seen.append(f"rank {each}{host}: {_last_line(said)}")
+            seen.append(f"rank {each}{host}: {failures.last_line(Exception(said))}")
         if said := _last_line(_tail(log)):
             seen.append(f"{log.relative_to(self.run_dir)} ends: {said}")
         if bytes_ := self.predicted.get(found.stage, {}).get("host"):
@@ -156,6 +156,11 @@ def _earlier(run_dir: Path) -> list[dict[str, Any]]:
     seen = {"stage": steps[-1]["stage"], "step": steps[-1]["step"]} if steps else {}
     ended = last[-1]["time"] if last else None
     return [*earlier, {**short, "ended": ended, "kind": "driver lost", "exit_code": None, **seen}]
+
+
+def _causes(said: dict[int, str]) -> dict[int, str]:
+    """What the ranks said that failed by themselves; of all, where each only missed another."""
+    return {rank: text for rank, text in said.items() if not failures.says_peer_is_gone(text)} or said
 
 
 def _cost(found: History, *, is_done: bool) -> Cost:

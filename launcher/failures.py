@@ -41,6 +41,7 @@ class Stop:
 
 Decision = Retry | Halve | Rollback | Stop
 
+_GUESSES = ("Some common causes include", "There are some potential root causes")
 _SAYS_PEER_IS_GONE = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
@@ -105,14 +106,17 @@ class Policy:
 
 def is_about_loss(failures: Mapping[int, Exception], lost: Set[int]) -> bool:
     """Return whether a process or node is gone, by Ray's word or a peer's."""
-    return bool(lost) or any(_is_about_a_peer(each) for each in failures.values())
+    return bool(lost) or any(says_peer_is_gone(str(each)) for each in failures.values())
 
 
-def _is_about_a_peer(error: BaseException) -> bool:
+def says_peer_is_gone(text: str) -> bool:
     """Return whether a collective failed because another rank was gone, of which Ray may hear a moment later."""
-    return any(words in str(error) for words in _SAYS_PEER_IS_GONE)
+    return any(words in text for words in _SAYS_PEER_IS_GONE)
 
 
 def last_line(error: BaseException) -> str:
-    """Return what an error says at its end."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
+    """Return what an error says at its end, without what Ray guesses of every worker that is gone."""
+    said = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    for guess in _GUESSES:
+        said = said.partition(guess)[0].strip()
+    return said[:300]

@@ -34,7 +34,12 @@ from launcher.worker import HALVINGS
 
 COLLECTIVE_TIMEOUT_S = 1800
 POLL_S = 0.2
-LOST = (ray.exceptions.RayActorError, WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
+LOST = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.OutOfMemoryError,
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
+)
 """What Ray raises in the place of a worker whose process or node is gone."""
 
 Reason = Literal["done", "stop", "preempted", "grow", "lost"]
@@ -75,7 +80,7 @@ class OnFailure(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Raise to end the generation: Ray Train does not retry when a callback raises."""
         lost = {rank for rank, each in worker_exceptions.items() if isinstance(each, LOST)}
-        said = {rank: f"{type(each).__name__}: {each}"[-2000:] for rank, each in worker_exceptions.items()}
+        said = {rank: f"{type(each).__name__}: {each}"[-10_000:] for rank, each in worker_exceptions.items()}
         self._post(kind="seen", said=said, is_lost=failures.is_about_loss(worker_exceptions, lost))
         decision = self.policy.decide(worker_exceptions, lost)
         if isinstance(decision, failures.Stop):

@@ -155,13 +155,17 @@ def _kind(facts: Facts) -> Kind:
 def _of_failed_workers(facts: Facts) -> Kind:
     """Why workers failed once too often: the cause that says most comes first."""
     said = " ".join(facts.said.values())
-    if facts.oom_kills or _says(said, _SAYS_NO_MEMORY):
+    if _says(said, _SAYS_NO_MEMORY):
+        return "out of host memory"
+    if not facts.is_lost:
+        return "bug"
+    if facts.oom_kills:
         return "out of host memory"
     if facts.is_preempted or _says(said, _SAYS_PREEMPTED):
         return "preempted"
     if facts.nodes_gone or _says(said, _SAYS_NODE_IS_GONE):
         return "node lost"
-    return "worker lost" if facts.is_lost else "bug"
+    return "worker lost"
 
 
 def _exit_code(kind: Kind, error: BaseException | None) -> int:
@@ -203,7 +207,7 @@ def _next(kind: Kind, facts: Facts) -> str:
 def _cost_in_words(cost: Cost) -> str:
     parts = []
     if cost.steps:
-        parts.append(f"{cost.steps:,} steps and {cost.seconds:,.0f} s since the last checkpoint")
+        parts.append(f"{cost.steps:,} steps and {cost.seconds:,.1f} s since the last checkpoint")
     if cost.restarts:
         again = f", {cost.again:,} steps trained again" if cost.again else ""
         parts.append(f"{cost.restarts} restarts of the workers, {cost.restart_s:,.0f} s{again}")

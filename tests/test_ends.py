@@ -62,26 +62,38 @@ def test_a_driver_that_is_killed_a_stop_and_a_worker_that_is_lost(
     assert f"the same command continues from step {last} of stage chat" in last_lines(run)[-1]
 
 
-def test_a_bug_in_a_stage_and_then_a_good_end(chat_setup: dict[str, Any], tmp_path: Path) -> None:
+def test_bad_input_and_a_bug_in_a_stage_and_then_a_good_end(
+    chat_setup: dict[str, Any], tmp_path: Path
+) -> None:
     data = {"train": str(chat_setup["train"]), "eval_fraction": 0.2}
     recipe = chat_recipe(chat_setup, tmp_path / "chat.yaml", steps=12, data=data)
     run = Run(recipe, tmp_path / "runs", "--workers", "2", "--set", "checkpoint.every_steps=4")
     run.start().wait_for_step(1)
+    # What the evaluation at the end wants is gone.
     stores = [path for path in (tmp_path / "runs" / ".store").iterdir() if list(path.glob("**/*.arrow"))]
-    (eval_store,) = [path for path in stores if path.name.startswith("chat-eval")] or stores[-1:]
-    aside = tmp_path / "aside"
-    shutil.move(eval_store, aside)
-    code = run.end(300)
-    told = report(run)
-    assert (code, told["verdict"]["kind"]) == (4, "bug"), run.output()
-    assert last_lines(run)[0] == "verdict: bug (exit code 4)"
-    assert "FileNotFoundError" in " ".join(last_lines(run)) and "report it" in last_lines(run)[-1]
-    kinds = [each["kind"] for each in told["events"]]
-    assert kinds.count("failure") == 1 and "stopped" in kinds
+    store = min(stores, key=lambda path: sum(each.stat().st_size for each in path.glob("**/*.arrow")))
+    shutil.move(store, tmp_path / "aside")
+    assert run.end(300) == 2, run.output()
+    assert last_lines(run)[0] == "verdict: bad input (exit code 2)"
+    assert report(run)["verdict"]["cost"]["steps"] == 4
+    assert "continues from step 8 of stage chat" in last_lines(run)[-1]
+    shutil.move(tmp_path / "aside", store)
 
-    shutil.move(aside, eval_store)
+    # Nobody thinks of this, so it is no error of a type of its own.
+    run.start("--set", "max_failures=0").wait_until(
+        lambda: len(run.events("stage_begin")) == 2, "a second try"
+    )
+    in_the_way = run.run_dir / "stages" / "chat" / "done.json"
+    in_the_way.mkdir()
+    assert run.end(300) == 4, run.output()
+    told = report(run)
+    assert told["verdict"]["kind"] == "bug"
+    assert last_lines(run)[0] == "verdict: bug (exit code 4)"
+    assert "IsADirectoryError" in " ".join(last_lines(run)) and "report it" in last_lines(run)[-1]
+    in_the_way.rmdir()
+
     assert run.start().end(300) == 0, run.output()
     assert run.output().splitlines()[-1].startswith("verdict: done (exit code 0): 12 steps, ")
     told = report(run)
     assert told["verdict"]["kind"] == "done" and told["summary"]["stages"]["chat"]["steps"] == 12
-    assert [each["kind"] for each in told["earlier"]] == ["bug"]
+    assert [each["kind"] for each in told["earlier"]] == ["bad input", "bug"]

@@ -35,7 +35,12 @@ OUT = {
         ({"error": errors.OutOfMemory(OUT["GPU"])}, "out of GPU memory", 7, "on_oom=shrink"),
         ({"error": errors.OutOfMemory(OUT["host"])}, "out of host memory", 7, "more memory"),
         ({"error": FAILED, "said": {0: KILLED}, "is_lost": True}, "worker lost", 4, "logs/rank-1.log"),
-        ({"error": FAILED, "said": {0: KILLED}, "oom_kills": 2}, "out of host memory", 7, "more memory"),
+        (
+            {"error": FAILED, "said": {0: KILLED}, "oom_kills": 2, "is_lost": True},
+            "out of host memory",
+            7,
+            "more memory",
+        ),
         ({"error": FAILED, "said": {1: MONITOR}, "is_lost": True}, "out of host memory", 7, "fewer workers"),
         ({"error": FAILED, "said": {1: "its node has died"}, "is_lost": True}, "node lost", 4, "--workers"),
         (
@@ -44,8 +49,15 @@ OUT = {
             4,
             "node back",
         ),
-        ({"error": FAILED, "said": {1: "the node was preempted"}}, "preempted", 4, "range"),
+        ({"error": FAILED, "said": {1: "the node was preempted"}, "is_lost": True}, "preempted", 4, "range"),
         ({"error": FAILED, "said": {0: "KeyError: 'x'"}}, "bug", 4, "report it"),
+        # Whatever else went on meanwhile.
+        (
+            {"error": FAILED, "said": {0: "KeyError: 'x'"}, "oom_kills": 1, "nodes_gone": 1},
+            "bug",
+            4,
+            "report it",
+        ),
         ({"error": errors.ClusterError("no GPUs"), "is_preempted": True}, "preempted", 3, "range"),
         ({"error": errors.ClusterError("no GPUs"), "nodes_gone": 1}, "node lost", 3, "node back"),
         ({"error": errors.ClusterError("no GPUs")}, "cluster", 3, "bring nodes"),
@@ -79,7 +91,7 @@ def test_the_lines_tell_what_was_seen_and_what_it_cost() -> None:
     assert judged.lines()[1:-1] == [
         "  seen: last step 12",
         "  seen: the kernel killed 1 processes for want of memory",
-        "  cost: 7 steps and 30 s since the last checkpoint; 2 restarts of the workers, 42 s, 9 steps trained again",
+        "  cost: 7 steps and 30.4 s since the last checkpoint; 2 restarts of the workers, 42 s, 9 steps trained again",
     ]
     done = judge(Facts(error=None, figures="20 steps, 60 s in this try", cost=Cost(restarts=1, restart_s=9)))
     assert done.lines() == [

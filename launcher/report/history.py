@@ -73,14 +73,14 @@ class History:
     def take(self, event: Event) -> None:
         """Take one event."""
         kind, time_s = event["kind"], event.get("time", 0.0)
-        if kind in _TOLD:
-            kept = {name: event[name] for name in _TOLD[kind] if name in event}
-            self.events.append({"kind": kind, "time": time_s, **kept})
         if kind in BREAKS and self.broken_s is None:
             self.broken_s = self.step_s or time_s
         take = getattr(self, f"_{kind}", None)
         if take is not None:
             take(event, time_s)
+        if kind in _TOLD:
+            kept = {name: event[name] for name in _TOLD[kind] if name in event}
+            self.events.append({"kind": kind, "time": time_s, **kept})
 
     def _worker(self, event: Event, time_s: float) -> None:
         host = event.get("host", "")

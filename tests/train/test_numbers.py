@@ -16,6 +16,8 @@ from tests.train.transfer_ranks import case
 pytestmark = pytest.mark.timeout(900)
 STEPS, ROWS, BATCH = 6, 24, 8
 NORMAL = [(stage, dtype) for stage in (0, 1, 2, 3) for dtype in ("fp32", "bf16")]
+SPIKE_AT = 17
+"""A sample of a later step: before 20 of them nothing is a spike."""
 KINDS = [f"zero{stage} {dtype}" for stage, dtype in NORMAL]
 BERT = {
     "model_type": "bert",
@@ -27,19 +29,21 @@ BERT = {
 }
 
 
-def regression(folder: Path, bad: float, dtype: str) -> dict[str, Any]:
+def regression(
+    folder: Path, bad: float, dtype: str, *, at: int = 11, num_rows: int = ROWS, steps: int = STEPS
+) -> dict[str, Any]:
     """A recipe of regression on numbers near 0, one of which is not."""
     draw = random.Random(0)
-    rows = [{"text": sentence(draw, draw.randint(3, 9)), "label": draw.random()} for _ in range(ROWS)]
+    rows = [{"text": sentence(draw, draw.randint(3, 9)), "label": draw.random()} for _ in range(num_rows)]
     tokenizer = folder / "tokenizer"
     if not tokenizer.exists():
         make_tokenizer(tokenizer, [str(row["text"]) for row in rows])
-    rows[11]["label"] = bad
+    rows[at]["label"] = bad
     stage = {
         "name": "only",
         "task": "text-classification",
         "data": {"train": str(write_jsonl(folder / f"{bad:g}.jsonl", rows)), "label_type": "number"},
-        "steps": STEPS,
+        "steps": steps,
         "global_batch": BATCH,
         "micro_batch": 2,
         "learning_rate": 1e-3,
@@ -56,6 +60,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         case(f"zero{stage} {dtype}", "", stage, regression(folder, 1e38, dtype), folder)
         for stage, dtype in NORMAL
     ]
+    spike = regression(folder, 50.0, "fp32", at=SPIKE_AT, num_rows=240, steps=30) | {"spike": 8.0}
+    cases.append(case("spike", "", 2, spike, folder))
     return numbers_ranks.run(cases, folder)
 
 
@@ -99,6 +105,15 @@ def test_stop_is_an_error_on_every_rank_before_the_update(found: list[dict[str, 
         step = len(stopping["losses"]) + 1
         assert (stopping["error"].stage, stopping["error"].step) == ("only", step)
         assert f"stage only, step {step}: the loss is inf" in str(stopping["error"])
+
+
+def test_a_spike_is_skipped_like_a_loss_that_is_no_number(found: list[dict[str, Any]]) -> None:
+    first, second = (rank["spike"]["skipping"] for rank in found)
+    assert first["faults"] == second["faults"]
+    (bad,) = [i for i, fault in enumerate(first["faults"]) if fault]
+    assert bad >= FEWEST and "deviations above the mean" in first["faults"][bad]
+    assert first["changed"] == [i != bad for i in range(30)]
+    assert SPIKE_AT in first["told"][0]["samples"]["only"] and first["told"][0]["loss"] > 100
 
 
 def test_a_spike_is_judged_by_the_last_losses() -> None:
