@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,13 +28,14 @@ from launcher.report.view import View
 from launcher.stage import DONE
 from launcher.worker import HALVINGS
 
+Meddle = Callable[[Generation], None]
 Workers = tuple[int, int]
 """The fewest and the most workers to run with."""
 
 WAIT_S = 1800.0
 """How long to wait for nodes that are to take the place of lost ones."""
 GROW_AFTER_S = 10.0
-"""How long new nodes have to be there before the run grows onto them: they seldom come alone."""
+"""How long to wait for more new nodes before the run grows onto those that have come: they seldom come alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,19 +65,32 @@ def cluster(address: str | None, workers: Workers | None) -> Iterator[World]:
     _connect(address, workers[1] if workers else None)
     try:
         yield _world(workers)
-    finally:
+    except KeyboardInterrupt:
+        # A thread may be waiting inside Ray, which shutting down would crash: the process's end does it.
+        raise
+    except BaseException:
         ray.shutdown()
+        raise
+    ray.shutdown()
 
 
-def run(job: Job, world: World, view: View, prepared: Prepared, lives: list[Life]) -> dict[str, Any]:
+def run(
+    job: Job,
+    world: World,
+    view: View,
+    prepared: Prepared,
+    lives: list[Life],
+    meddle: Meddle | None = None,
+) -> dict[str, Any]:
     """Train by one generation of workers after another, verify and sum up.
 
     Args:
-        job: what is run.
+        job: what to run.
         world: the workers to begin with.
-        view: is shown how far it is.
+        view: shows events.
         prepared: the data.
         lives: is given each generation as it begins.
+        meddle: is called while a generation trains; for trials.
 
     Returns:
         The summary that is also written to summary.json.
@@ -100,7 +114,7 @@ def run(job: Job, world: World, view: View, prepared: Prepared, lives: list[Life
         )
         generation = Generation(group, view)
         with _lived(lives, generation) as life:
-            reason = life.reason = generation.run(_Watch(world.num_workers, most, kind, view))
+            reason = life.reason = generation.run(_Watch(world.num_workers, most, kind, view, meddle))
         policy.num_failures += generation.num_failures
         if reason == "done":
             return _finish(job, world, prepared, view)
@@ -128,13 +142,16 @@ _REASONS = {"preempted": "a node is about to go", "grow": "nodes have come", "lo
 class _Watch:
     """Looks at the cluster, and at the user's signals, while a generation trains."""
 
-    def __init__(self, num_workers: int, most: int, kind: str, view: View) -> None:
+    def __init__(self, num_workers: int, most: int, kind: str, view: View, meddle: Meddle | None) -> None:
         self.num_workers, self.most, self.kind, self.view = num_workers, most, kind, view
+        self.meddle = meddle
         self.asked: Reason | None = None
         self.looked_s = self.grown_s = time.monotonic()
 
     def look(self, generation: Generation) -> None:
         """Ask the workers to leave where the cluster gives a reason."""
+        if self.meddle is not None:
+            self.meddle(generation)
         now_s = time.monotonic()
         if now_s - self.looked_s < 1 or self.asked:
             return
@@ -144,7 +161,7 @@ class _Watch:
             self._ask(generation, "preempted")
         elif min(nodes.num_workers, self.most) <= self.num_workers:
             self.grown_s = now_s
-        elif now_s - self.grown_s > GROW_AFTER_S and generation.has_begun:
+        elif generation.has_begun and (nodes.num_workers >= self.most or now_s - self.grown_s > GROW_AFTER_S):
             self._ask(generation, "grow")
 
     def interrupt(self, generation: Generation) -> None:

@@ -63,6 +63,18 @@ def of_stage(
     return whole.shapes(deeper(few, more, times), again)
 
 
+def is_partitioned(recipe: Recipe, plan: StagePlan) -> bool:
+    """Return whether a stage's trace is another one because it runs under ZeRO-3: where weights are frozen.
+
+    Args:
+        recipe: what was asked.
+        plan: of the stage.
+    """
+    asked = [recipe.stages[each.index].trainable for each in (*plan.beside, plan)]
+    is_frozen = any(each.lora or each.freeze or each.last_layers is not None for each in asked)
+    return is_frozen and (plan.ds.get("zero_optimization") or {}).get("stage") == 3
+
+
 class _Skeleton:
     """A stage's parts on the meta device, as they will be trained."""
 
@@ -108,6 +120,8 @@ class _Skeleton:
 
         task, asked = self.tasks[index], self.recipe.model
         config = models.config_of(asked, vocabulary)
+        # A model without weights of its own is saved in torch's default dtype first (models.initialise).
+        self.is_converted = (getattr(config, "dtype", None) or torch.float32) != dtype
         task.check_config(config)
         for name, value in task.model_options(self.labels[index]).items():
             setattr(config, name, value)
@@ -182,6 +196,7 @@ class _Skeleton:
             rows=rows,
             length=length,
             attention_work=work,
+            is_partitioned=is_partitioned(self.recipe, main),
         )
 
     def _batch(self, index: int) -> dict[str, torch.Tensor]:
@@ -200,19 +215,22 @@ class _Skeleton:
         """Return what was found."""
         parameters = list(self.parts.named_parameters())
         numbers = {id(parameter): i for i, (_, parameter) in enumerate(parameters)}
-        # Modules run in the order in which they were made, or nearly so.
+        # Modules run in the order in which they were made, or nearly so; mere lists of them do not run.
         visits = (
-            tuple(numbers[id(p)] for p in each.parameters(recurse=False)) for each in self.parts.modules()
+            tuple(numbers[id(p)] for p in each.parameters(recurse=False))
+            for each in self.parts.modules()
+            if not isinstance(each, torch.nn.ModuleList | torch.nn.ModuleDict)
         )
         return Shapes(
             parameters=tuple(
                 Parameter(name, p.numel(), self.groups.get(id(p)) if p.requires_grad else None)
                 for name, p in parameters
             ),
-            visits=tuple(visit for visit in visits if visit),
+            visits=tuple(visits),
             buffers=sum(each.numel() * each.element_size() for each in self.parts.buffers()),
             plain=plain,
             checkpointed=checkpointed,
+            is_converted=self.is_converted,
         )
 
 

@@ -23,8 +23,14 @@ import ray
 import ray.exceptions
 import ray.train
 import ray.train.torch
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
+)
 from ray.train.v2.api.callback import UserCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from launcher import bad_batches, errors, failures, storage, worker
 from launcher.errors import TrainingFailed
@@ -96,9 +102,10 @@ class OnFailure(UserCallback):
             bad_batches.pass_by(self.run_dir, decision.stage, decision.step)
             self._post(kind="rolled_back", stage=decision.stage, step=decision.step, reason=decision.reason)
             return
-        self._post(kind="failure", reason=decision.reason[:200], ranks=sorted(worker_exceptions))
-        if self.is_elastic and decision.is_lost:
-            # Another number of workers may be there now; Ray would wait for the old one.
+        # Where another number of workers may be there now, Ray would wait for the old one.
+        ends = self.is_elastic and decision.is_lost
+        self._post(kind="failure", reason=decision.reason[:200], ranks=sorted(worker_exceptions), ends=ends)
+        if ends:
             raise WorkersLost(decision.reason)
 
     def _post(self, **event: Any) -> None:
@@ -143,7 +150,9 @@ class Generation:
     def __init__(self, group: Group, view: View) -> None:
         self.group, self.view = group, view
         name = f"bulletin-{uuid.uuid4().hex[:12]}"
-        self.bulletin = Bulletin.options(name=name).remote()  # type: ignore[attr-defined]
+        # Beside the driver: on a worker's node it would go with that.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.bulletin = Bulletin.options(name=name, scheduling_strategy=here).remote()  # type: ignore[attr-defined]
         self.trainer = _trainer(group, name)
         self.events: list[Event] = []
         self.failure: BaseException | None = None
@@ -208,11 +217,10 @@ class Generation:
     def _is_lost(self) -> bool:
         if any(event["kind"] in ("stopped", "error") for event in self.events):
             return False
-        # Ray wraps what a callback raises, and what kept it from starting workers again.
-        return any(
-            words in f"{type(self.failure).__name__} {self.failure}"
-            for words in ("WorkersLost", "WorkerGroupStartup")
-        )
+        # Ray could not start as many workers again as there were.
+        inner = getattr(self.failure, "controller_failure", None)
+        is_missing = isinstance(inner, WorkerGroupStartupFailedError | WorkerGroupStartupTimeoutError)
+        return is_missing or any(event.get("ends") for event in self.events)
 
     def _cause(self) -> Exception:
         """Why the run was ended; else the last error that a worker reported; else what Ray says."""

@@ -19,6 +19,7 @@ from launcher import storage  # noqa: E402
 from launcher.errors import LauncherError, RecipeError, RunExists  # noqa: E402
 
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
+NOT_THE_SAME = 10
 AUTO, CHOSEN = "auto", "auto.json"
 
 
@@ -47,6 +48,11 @@ def _tell_error(error: BaseException) -> int:
         traceback.print_exception(error)
     if not verdict:
         print(ending.before_a_run(error), flush=True)
+    if isinstance(error, KeyboardInterrupt):
+        sys.stdout.flush()
+        os._exit(
+            ending.exit_code(error)
+        )  # Ray's own way out would wait, or crash, for threads that are inside it.
     return ending.exit_code(error)
 
 
@@ -128,8 +134,12 @@ def _on_cluster(options: argparse.Namespace, asked: Any, run_dir: Path) -> int:
             outlook=found,
             workers=options.workers,
         )
+        if options.verify_resume is not None:
+            return _try_resuming(job, world, view, options)
         if options.seeds is None:
-            ended, verdict = _train(job, world, view, run_dir.parent / ".store", fresh=options.fresh)
+            origin = _origin(options, recipe=job.recipe, run_dir=run_dir)
+            store = run_dir.parent / ".store"
+            ended, verdict = _train(job, world, view, store, fresh=options.fresh, origin=origin)
             view.say(f"{_end(ended, asked.recipe, run_dir)}\n{verdict}")
         else:
             view.say("\n".join(report.seeds_lines(_train_seeds(job, world, view, options), str(run_dir))))
@@ -179,9 +189,28 @@ def _train_seeds(job: Any, world: Any, view: Any, options: argparse.Namespace) -
     return together
 
 
-def _train(job: Any, world: Any, view: Any, store: Path, *, fresh: bool) -> tuple[dict[str, Any], str]:
+def _origin(options: argparse.Namespace, recipe: Any, run_dir: Path) -> Any:
+    """Where a new run begins; None: at the recipe's model, or it has begun already."""
+    from launcher import origin
+
+    if options.resume_from is None or ((run_dir / "recipe.yaml").exists() and not options.fresh):
+        return None
+    return origin.find(options.resume_from, run_dir.parent, recipe)
+
+
+def _train(
+    job: Any,
+    world: Any,
+    view: Any,
+    store: Path,
+    *,
+    fresh: bool,
+    origin: Any = None,
+    meddle: Any = None,
+) -> tuple[dict[str, Any], str]:
     """Prepare the data, plan, and train; return the summary, and the verdict in one line."""
     from launcher import ahead, driver, ending, stores
+    from launcher import origin as origins
     from launcher import recipe as recipes
     from launcher.plan import plan as planning
     from launcher.plan import zero
@@ -199,6 +228,8 @@ def _train(job: Any, world: Any, view: Any, store: Path, *, fresh: bool) -> tupl
         if not fresh:
             stores.check_data(run_dir, prepared.data_files)
         _open_run(run_dir, recipe, ds_config, fresh=fresh)
+        if origin is not None:
+            view.say(origins.take_over(origin, run_dir))
         storage.write_json(run_dir / ahead.PLAN, job.outlook.tree())
         if job.outlook.chosen:
             chosen = {"recipe": recipes.dump(recipe), "ds_name": job.ds_name, "ds_config": ds_config}
@@ -206,10 +237,32 @@ def _train(job: Any, world: Any, view: Any, store: Path, *, fresh: bool) -> tupl
         storage.write_json(run_dir / stores.DATA, prepared.data_files)
         end = ending.Ending(run_dir, job.outlook.predicted(), view.say)
         try:
-            summary = driver.run(job, world, view, prepared, end.lives)
+            summary = driver.run(job, world, view, prepared, end.lives, meddle)
         except BaseException as error:
             raise end.failed(error) from error.__cause__
         return summary, end.done(summary)
+
+
+def _try_resuming(job: Any, world: Any, view: Any, options: argparse.Namespace) -> int:
+    """Make short runs beside this one that are killed and moved; return 0 if their losses are the same."""
+    from dataclasses import replace
+
+    from launcher import trial
+
+    steps = max(trial.FEWEST_STEPS, options.verify_resume)
+    folder = job.run_dir.with_name(f"{job.run_dir.name}-verify-resume")
+    one = replace(job, recipe=trial.shortened(job.recipe, steps), run_dir=folder)
+    storage.delete(folder)
+
+    def train(job: Any, world: Any, origin: Any, kill: Any) -> None:
+        view.say(f"{job.run_dir.name}: {steps} steps by {world.num_workers} workers")
+        store = folder.parent / ".store"
+        _train(job, world, view, store, fresh=False, origin=origin, meddle=kill)
+
+    other = world.num_workers - 1 if world.num_workers > 1 else None
+    lines, is_right = trial.run(one, world, other, steps, train)
+    view.say("\n".join(lines))
+    return 0 if is_right else NOT_THE_SAME
 
 
 def _finished(options: argparse.Namespace, run_dir: Path) -> dict[str, Any] | None:
@@ -235,7 +288,8 @@ def _run_directory(options: argparse.Namespace, recipe: Any, ds_config: dict[str
     root = options.run_root or os.environ.get("LAUNCHER_RUN_ROOT") or fallback
     if "://" in str(root):
         raise RecipeError(f"--run-root {root}: has to be a directory that all nodes see, not an address")
-    content = json.dumps([recipes.identity(recipe), ds_config or AUTO], sort_keys=True)
+    begins = [options.resume_from] if options.resume_from else []
+    content = json.dumps([recipes.identity(recipe), ds_config or AUTO, *begins], sort_keys=True)
     digest = hashlib.blake2b(content.encode(), digest_size=4).hexdigest()
     name = options.name or f"{options.recipe.stem}-{options.ds.stem}-{digest}"
     if options.seeds is not None:
@@ -318,6 +372,19 @@ def _parser() -> argparse.ArgumentParser:
     add("--preflight", action="store_true", help="check the cluster for this run, and stop")
     add("--no-preflight", action="store_true", help="begin a long run without checking the cluster")
     add("--no-fit-check", action="store_true", help="begin although the forecast says that it does not fit")
+    add(
+        "--resume-from",
+        metavar="RUN[@STEP]",
+        help="begin a new run at the last checkpoint of another one, or at that of a step",
+    )
+    add(
+        "--verify-resume",
+        type=_positive,
+        nargs="?",
+        const=8,
+        metavar="STEPS",
+        help="try it: some steps, a worker killed, the same and another number of workers; compare the losses",
+    )
     add("--fresh", action="store_true", help="begin anew; the old run directory is moved aside")
     add("--address", help="the Ray cluster to join; default: RAY_ADDRESS, or one started for this run")
     add("--show-recipe", action="store_true", help="print the resolved recipe, and stop")

@@ -92,6 +92,13 @@ class Run:
             assert time.monotonic() < until_s, f"no {what} within {limit_s:g} s: {self.output()[-3000:]}"
             time.sleep(0.05)
 
+    def wait_gone(self, limit_s: float = 60) -> None:
+        """Wait until no worker of an ended driver writes to the record any more."""
+        until_s, seen = time.monotonic() + limit_s, -1
+        while (now := len(self.events())) != seen and time.monotonic() < until_s:
+            seen = now
+            time.sleep(2)
+
     def losses(self) -> dict[int, float]:
         """Return the loss of every step, as it was made last."""
         return {event["step"]: event["loss"] for event in self.events("step")}

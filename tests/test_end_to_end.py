@@ -2,13 +2,11 @@
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -83,85 +81,6 @@ def test_a_finished_run_is_not_trained_again(quickstart: tuple[str, Path]) -> No
     assert result.returncode == 0
     assert "finished already" in result.stdout
     assert (run_dir / "metrics.jsonl").read_bytes() == before
-
-
-def test_a_killed_driver_loses_and_repeats_nothing(tmp_path: Path) -> None:
-    arguments = ["--workers", "2", "--set", "baseline=false", "--set", "log_samples=true"]
-    arguments += ["--set", "checkpoint.every_steps=10", "--set", "stages.source.epochs=1", "--name", "killed"]
-    command, run_dir = _command(tmp_path, *arguments), tmp_path / "killed"
-    log = open(tmp_path / "first.log", "w")
-    driver = subprocess.Popen(command, cwd=ROOT, env=_environment(), stdout=log, stderr=log)
-    checkpoint = run_dir / "stages" / "source" / "checkpoints"
-    deadline = time.monotonic() + 200
-    while not list(checkpoint.glob("*/commit.json")):
-        assert time.monotonic() < deadline and driver.poll() is None, (tmp_path / "first.log").read_text()
-        time.sleep(0.1)
-    time.sleep(0.5)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    time.sleep(5)
-    first = _samples(run_dir)
-    result = _run(command)
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    start = int(re.search(r"stage source: .* continuing after step (\d+)", result.stdout).group(1))
-    assert start >= 10
-    both = _samples(run_dir)
-    num_samples = json.loads(_event(run_dir, "stage_begin"))["num_steps"]
-    trained = Counter()
-    for step in range(1, num_samples + 1):
-        ids = both[step]
-        if step in first and step > start:
-            # Steps after the checkpoint were trained by both drivers, on the same samples.
-            assert Counter(ids) == Counter({i: 2 for i in first[step]})
-            ids = first[step]
-        trained.update(ids)
-    assert set(trained.values()) == {1}
-    assert len(trained) == max(trained) + 1
-
-
-def test_a_killed_worker_is_replaced_and_the_run_goes_on(tmp_path: Path) -> None:
-    arguments = ["--workers", "2", "--set", "baseline=false", "--set", "checkpoint.every_steps=5"]
-    arguments += ["--set", "stages.source.steps=80", "--set", "stages.target.steps=4", "--name", "hurt"]
-    log = tmp_path / "log"
-    with open(log, "w") as output:
-        driver = subprocess.Popen(
-            _command(tmp_path, *arguments), cwd=ROOT, env=_environment(), stdout=output, stderr=output
-        )
-    metrics, deadline = tmp_path / "hurt" / "metrics.jsonl", time.monotonic() + 200
-    while not metrics.exists() or '"checkpoint"' not in metrics.read_text():
-        assert time.monotonic() < deadline, log.read_text()
-        assert driver.poll() is None, log.read_text()
-        time.sleep(0.1)
-    os.kill(json.loads(_event(tmp_path / "hurt", "stage_begin"))["pid"], signal.SIGKILL)
-    assert driver.wait(timeout=LIMIT_S) == 0, log.read_text()
-    assert "a worker failed" in log.read_text()
-    events = [json.loads(line) for line in metrics.read_text().splitlines()]
-    starts = [e["start"] for e in events if e["kind"] == "stage_begin" and e["stage"] == "source"]
-    assert len(starts) == 2
-    assert starts[1] >= 5
-    losses: dict[int, list[float]] = {}
-    for event in events:
-        if event["kind"] == "step" and event["stage"] == "source":
-            losses.setdefault(event["step"], []).append(event["loss"])
-    assert sorted(losses) == list(range(1, 81))
-    # Steps after the checkpoint were made twice, and came out the same.
-    for again in losses.values():
-        assert again[-1] == pytest.approx(again[0], rel=1e-4)
-
-
-def _samples(run_dir: Path) -> dict[int, list[int]]:
-    steps: dict[int, list[int]] = {}
-    for path in (run_dir / "logs").glob("samples-rank-*.jsonl"):
-        for line in path.read_text().splitlines():
-            event = json.loads(line)
-            if event["stage"] == "source":
-                steps.setdefault(event["step"], []).extend(event["ids"])
-    return steps
-
-
-def _event(run_dir: Path, kind: str) -> str:
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return next(line for line in lines if json.loads(line)["kind"] == kind)
 
 
 def _free_ports(number: int) -> list[int]:

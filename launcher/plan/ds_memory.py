@@ -23,7 +23,7 @@ class Sharding:
         states: fp32 elements that the optimizer keeps for each parameter.
         adam_is_torch: whether torch's own optimizer makes the update, which needs room for it.
         offload_optimizer, offload_param: where to.
-        reduce_bucket, allgather_bucket, prefetch, persistence, max_reuse, sub_group: elements.
+        reduce_bucket, allgather_bucket, prefetch, persistence, max_reuse, max_live, sub_group: elements.
         hpz: ranks that share a second copy of the weights (ZeRO++).
     """
 
@@ -40,6 +40,7 @@ class Sharding:
     prefetch: int
     persistence: int
     max_reuse: int
+    max_live: int
     sub_group: int
     hpz: int
 
@@ -71,6 +72,7 @@ def sharding(ds: Mapping[str, Any], dtype: str) -> Sharding:
         prefetch=_size(section, "prefetch_bucket_size", 50_000_000),
         persistence=_size(section, "param_persistence_threshold", 100_000),
         max_reuse=_size(section, "max_reuse_distance", 1_000_000_000),
+        max_live=_size(section, "max_live_parameters", 1_000_000_000),
         sub_group=_size(section, "sub_group_size", 1_000_000_000),
         hpz=int(section.get("zero_hpz_partition_size") or 1),
     )

@@ -8,7 +8,7 @@ from typing import Literal
 from launcher.plan import memory
 from launcher.plan.cluster import Cluster
 from launcher.plan.ds_memory import Sharding, sharding
-from launcher.plan.memory import Need
+from launcher.plan.need import PHASES, Need
 from launcher.plan.plan import StagePlan
 from launcher.plan.shapes import Shapes, Trace
 from launcher.plan.zero import Dtype
@@ -74,7 +74,7 @@ class Forecast:
     def of_worker(self) -> dict[str, int | None]:
         """Bytes of each worker at the peak: `device`, None where it has no GPU, and `host`."""
         if self.device == "cpu":
-            return {"device": None, "host": max(self.need.at(phase) for phase in memory.PHASES)}
+            return {"device": None, "host": max(self.need.at(phase) for phase in PHASES)}
         return {"device": self.device_bytes, "host": self.need.peak("host")[0]}
 
     @property
@@ -107,7 +107,7 @@ def of_stage(plan: StagePlan, shapes: Shapes, cluster: Cluster, dtype: Dtype) ->
     gpu = cluster.accelerator
     if gpu is None:
         # Without GPUs all of it is the host's.
-        on_host = per_node * max(need.at(phase) for phase in memory.PHASES)
+        on_host = per_node * max(need.at(phase) for phase in PHASES)
     sent, work = sent_bytes(shapes, settings, plan), _work_s(plan, trace, cluster, dtype)
     return Forecast(
         name=plan.name,
@@ -170,10 +170,8 @@ def sent_bytes(shapes: Shapes, s: Sharding, plan: StagePlan) -> int:
 
 
 def _checkpoint_bytes(shapes: Shapes, s: Sharding) -> int:
-    # Under ZeRO the weights are kept besides their masters.
-    weights = s.bytes * (shapes.num_trained + shapes.num_frozen)
-    masters = 4 * shapes.num_trained if s.stage or s.bytes < 4 else 0
-    return weights + masters + 4 * s.states * shapes.num_trained
+    # Masters and the optimizer's states; weights follow from the masters, and what is frozen from the model.
+    return 4 * (1 + s.states) * shapes.num_trained
 
 
 def _room(total: int | None, share: float) -> int | None:

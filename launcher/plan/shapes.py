@@ -38,9 +38,17 @@ class Trace:
     curve: tuple[tuple[int, int], ...]
     flops: int
 
-    def peak(self, gradient_bytes: float) -> int:
-        """Return the most bytes in use, where every gradient element so far takes `gradient_bytes`."""
-        return max(round(used + gradient_bytes * elements) for used, elements in self.curve)
+    def peak(self, gradient_bytes: float, with_first: int = 0) -> int:
+        """Return the most bytes in use.
+
+        Args:
+            gradient_bytes: that every gradient element so far takes.
+            with_first: bytes that are taken when the first gradient comes.
+        """
+        return max(
+            round(used + gradient_bytes * elements + (with_first if elements else 0))
+            for used, elements in self.curve
+        )
 
     def scaled(self, rows: int) -> "Trace":
         """Return the trace of another number of rows: activations are in proportion to them."""
@@ -94,8 +102,9 @@ class Shapes:
 
     Attributes:
         parameters: all, each once.
-        visits: for each module that is run in a forward, in order, which parameters it has of its own.
+        visits: for each module that is run in a forward, in order, which parameters it has of its own, if any.
         buffers: bytes of the model's buffers.
+        is_converted: whether the weights' files hold another dtype than the model is trained in.
         plain: the micro-batch as it is.
         checkpointed: the same where each layer's activations are computed again in the backward; None if
             the model cannot.
@@ -106,6 +115,7 @@ class Shapes:
     buffers: int
     plain: Trace
     checkpointed: Trace | None
+    is_converted: bool = False
 
     @property
     def num_trained(self) -> int:

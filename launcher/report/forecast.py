@@ -7,7 +7,7 @@ from typing import Any
 from launcher.plan.choose import Way
 from launcher.plan.cluster import Cluster
 from launcher.plan.forecast import Forecast, disk_bytes, total_s
-from launcher.plan.memory import PHASES
+from launcher.plan.need import PHASES
 
 GIB, MIB = 1 << 30, 1 << 20
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import deepspeed
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
+from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses
 from deepspeed.utils import groups as ds_groups
 from deepspeed.utils import set_z3_leaf_module
 
@@ -235,6 +237,8 @@ class Engine:
         # hpZ (zero_hpz_partition_size) makes its group anew for each model, and refuses where one is known.
         if (group := ds_groups._get_zero_param_intra_parallel_group()) is not None:
             deepspeed.comm.destroy_process_group(group)
+        # ZeRO-3 leaves its linear layers, which keep every input, to all models that come after.
+        F.linear = getattr(InsertPostInitMethodToModuleSubClasses, "linear_bk", F.linear)
         del self.engine, self.optimizer, self.gradients
 
     def _given(self, part: int, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:

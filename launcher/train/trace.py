@@ -85,6 +85,7 @@ def run(
     rows: int,
     length: int,
     attention_work: list[int],
+    is_partitioned: bool,
 ) -> Trace:
     """Trace one forward and backward.
 
@@ -94,11 +95,12 @@ def run(
         loss_of: from the module's outputs to the loss.
         rows, length: of the batches, for the record.
         attention_work: what `register_attention` returned.
+        is_partitioned: whether linear layers keep the inputs of frozen weights too, as ZeRO-3's do.
     """
     given = [tensor for batch in batches for tensor in batch.values()]
     attention_work.clear()
     live = Live([*module.parameters(), *module.buffers(), *given])
-    with _hooked(module, live), live:
+    with _hooked(module, live), _linear(is_partitioned), live:
         outputs = module(batches)
         logits = sum(dict(map(_bytes, tree_leaves(outputs))).values())
         held = max(0, live.used - logits)
@@ -190,6 +192,38 @@ class _Fused(torch.autograd.Function):
         query, key, value, *_ = ctx.saved_tensors
         ctx.work.append(5 * ctx.own // 2)  # Five products of matrices for the two of the forward.
         return *(torch.empty_like(each) for each in (query, key, value)), None, None, None
+
+
+class _Linear(torch.autograd.Function):
+    """A linear layer as ZeRO-3 has it (deepspeed/runtime/zero/linear.py): its input is kept, frozen or not."""
+
+    @staticmethod
+    def forward(ctx: Any, given: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(given, weight)
+        result = given.matmul(weight.t())
+        return result if bias is None else result.add_(bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        given, weight = ctx.saved_tensors
+        of_given, of_weight, of_bias = ctx.needs_input_grad
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        return (
+            gradient.matmul(weight) if of_given else None,
+            rows.t().matmul(given.reshape(-1, given.shape[-1])) if of_weight else None,
+            rows.sum(0) if of_bias else None,
+        )
+
+
+@contextmanager
+def _linear(is_partitioned: bool) -> Iterator[None]:
+    usual = F.linear
+    if is_partitioned:
+        F.linear = lambda given, weight, bias=None: _Linear.apply(given, weight, bias)
+    try:
+        yield
+    finally:
+        F.linear = usual
 
 
 def _work(module: Any, query: Tensor, key: Tensor) -> int:

@@ -1,8 +1,11 @@
 """The forecast's arithmetic against known facts: ZeRO's published shares, models that are known to fit or not."""
 
+from dataclasses import replace
+
 import pytest
 
 from launcher.plan import cluster, ds_memory, forecast, live, memory, zero
+from launcher.plan.need import Item, Need
 from launcher.plan.plan import ModelFacts, SplitFacts, StageFacts, World, make_plan
 from launcher.plan.shapes import Parameter, Shapes, Trace, deeper, frontier
 from launcher.recipe import parse
@@ -92,15 +95,30 @@ def test_traffic_of_a_step() -> None:
 
 def test_whole_parameters_under_zero_3() -> None:
     numels, visits = [100] * 10, [(i,) for i in range(10)]
-    # Nothing is kept between uses and nothing fetched ahead: one at a time, and the last serves both passes.
-    assert live.most_whole(numels, visits, persistence=0, max_reuse=0, prefetch=0) == (0, 100)
-    # The last three are used again within 500 elements.
-    _, most = live.most_whole(numels, visits, persistence=0, max_reuse=450, prefetch=0)
-    assert 300 <= most <= 400
-    assert live.most_whole(numels, visits, persistence=0, max_reuse=10**9, prefetch=0) == (0, 1000)
-    assert live.most_whole(numels, visits, persistence=100, max_reuse=0, prefetch=0) == (1000, 0)
-    _, ahead = live.most_whole(numels, visits, persistence=0, max_reuse=0, prefetch=200)
-    assert ahead == 300
+
+    def whole(
+        persistence: int = 0, max_reuse: int = 0, prefetch: int = 0, max_live: int = 10**9
+    ) -> live.Whole:
+        return live.whole(
+            numels,
+            visits,
+            persistence=persistence,
+            max_reuse=max_reuse,
+            prefetch=prefetch,
+            max_live=max_live,
+        )
+
+    # Nothing is kept between uses and nothing fetched ahead: one at a time.
+    assert whole() == live.Whole(0, 0, 100)
+    # The last ones are used again within so many elements.
+    assert 200 <= whole(max_reuse=450).at_turn <= 300
+    assert whole(max_reuse=10**9) == live.Whole(0, 1000, 1000)
+    assert whole(persistence=100) == live.Whole(1000, 0, 0)
+    # Two more are fetched with each that is used, so the look ahead is soon far ahead.
+    assert whole(prefetch=150).most == 1000
+    assert whole(prefetch=150, max_live=400).most <= 500
+    # A parameter is fetched whole, however little is asked for.
+    assert whole(prefetch=1).most >= 200
 
 
 def test_deeper_models_follow_from_shallow_ones() -> None:
@@ -131,12 +149,47 @@ def test_settings_are_read_with_deepspeeds_defaults() -> None:
 
 
 def test_need_adds_up_and_names_what_is_largest() -> None:
-    need = memory.Need(
+    need = Need(
         (
-            memory.Item("a", "device", 5, ("load", "compute"), ""),
-            memory.Item("b", "device", 7, ("compute",), ""),
-            memory.Item("c", "host", 9, ("update",), ""),
+            Item("a", "device", 5, ("load", "compute"), ""),
+            Item("b", "device", 7, ("compute",), ""),
+            Item("c", "host", 9, ("update",), ""),
         )
     )
     assert (need.at("load"), need.at("compute", "device"), need.peak("device")) == (5, 12, (12, "compute"))
     assert (need.tightest("device").name, need.tightest("host").name) == ("b", "c")
+
+
+def _need(ds: str, machines: str, shapes: Shapes) -> Need:
+    return _forecast(shapes, ds, machines).need
+
+
+def test_what_loading_takes_on_the_host() -> None:
+    same, other = _shapes(1), replace(_shapes(1), is_converted=True)
+    for ds in ("zero0", "zero1", "zero2"):
+        # Files of the same dtype are mapped, and go to the GPU from there.
+        assert _need(ds, "8xH100", same).at("load", "host") == 0
+        assert _need(ds, "8xH100", other).at("load", "host") == pytest.approx(2e9, rel=0.01)
+    for shapes in (same, other):
+        assert _need("zero3", "8xH100", shapes).at("load", "host") == pytest.approx(2e9 / 8, rel=0.01)
+
+
+def test_what_loading_takes_on_the_device() -> None:
+    shapes, layer = _shapes(1, layers=20), BILLION // 20
+    framework = memory.GPU_FRAMEWORK
+    whole = _need("zero2", "8xH100", shapes).at("load", "device") - framework
+    share = _need("zero3", "8xH100", shapes).at("load", "device") - framework
+    assert whole == pytest.approx(2e9, rel=0.01)
+    assert share == pytest.approx(2e9 / 8 + 2 * layer, rel=0.01)
+
+
+def test_zero_2_keeps_gradients_of_parameters_that_two_workers_share() -> None:
+    # Three equal parameters, cut in two: the middle one's gradient is kept whole by both.
+    shapes = _shapes(0.3, layers=3)
+    gradients = next(i for i in _need("zero2", "2xH100", shapes).items if i.name == "gradients")
+    assert gradients.bytes == 2 * 200_000_000
+
+
+def test_what_comes_with_the_first_gradient_does_not_meet_the_outputs() -> None:
+    trace = Trace(rows=1, length=1, held=10, outputs=5, curve=((15, 0), (9, 3)), flops=1)
+    assert (trace.peak(0), trace.peak(0, 4), trace.peak(0, 8), trace.peak(1, 8)) == (15, 15, 17, 20)

@@ -70,19 +70,11 @@ def step(built: Assembly, plan: StagePlan, number: int) -> Any:
     return built.engine.step(in_lock_step(built.parts, number), plan.schedule.lr(number))
 
 
-def checkpoints_of(context: Context, built: Assembly) -> Any:
-    from launcher.train.checkpoint import Checkpoints
-    from launcher.train.writer import Writer
-
-    writer = Writer(built.engine.engine, in_background=not built.engine.is_offloaded)
-    return Checkpoints(context.run_dir / "checkpoints", writer, keep=1, every_minutes=None)
-
-
 def trained(context: Context) -> dict[str, Any]:
     """Train with a checkpoint after the first step, and export; then go on from the checkpoint in a new engine."""
     plan = context.plan.stages[0]
     built = assemble(context, plan)
-    checkpoints = checkpoints_of(context, built)
+    checkpoints = ranks.checkpoints_of(context, built)
     results = [step(built, plan, 1)]
     checkpoints.save(1, {"fingerprint": "x"})
     results += [step(built, plan, number) for number in range(2, STEPS + 1)]
@@ -95,7 +87,7 @@ def trained(context: Context) -> dict[str, Any]:
     }
     built.engine.close()
     built = assemble(context, plan)
-    start = checkpoints_of(context, built).restore(fingerprint="x")
+    start = ranks.checkpoints_of(context, built).restore(fingerprint="x")
     found["start"] = start
     found["resumed"] = [step(built, plan, number).loss for number in range(start + 1, STEPS + 1)]
     built.engine.close()

@@ -115,17 +115,15 @@ def step(built: Assembly, plan: StagePlan, number: int) -> Any:
 
 def trained(context: Context, case: Case) -> dict[str, Any]:
     """Train with a checkpoint after the first step, evaluate, export; then go on from the checkpoint."""
-    from launcher.train.checkpoint import Checkpoints
-
     plan = replace(context.plan.stages[0], mlp_tile=case.tile)
     if case.tile is not None:
         plan = replace(plan, recomputes=True)
     built = built_for(context, plan, case)
     if plan.kind == "packed":
         built.engine.prove_packing(built.parts[-1].batches.step(1).micro_batches[0])
-    checkpoints = Checkpoints(context.run_dir / "checkpoints", keep=1, every_minutes=None)
+    checkpoints = ranks.checkpoints_of(context, built)
     results = [step(built, plan, 1)]
-    checkpoints.save(built.engine.engine, 1, {"fingerprint": "x", "position": 1})
+    checkpoints.save(1, {"fingerprint": "x", "position": 1})
     results += [step(built, plan, number) for number in range(2, STEPS + 1)]
     metrics = built.engine.evaluate(0, built.parts[0].eval_batches())
     write_export(context, built.parts[-1], 0, built)
@@ -138,9 +136,10 @@ def trained(context: Context, case: Case) -> dict[str, Any]:
         "mask": probe.features["attention_mask"].tolist(),
         "team": plan.team,
     }
+    checkpoints.wait()
     built.engine.close()
     built = built_for(context, plan, case)
-    start = checkpoints.restore(built.engine.engine, fingerprint="x")
+    start = ranks.checkpoints_of(context, built).restore(fingerprint="x")
     found["resumed"] = [step(built, plan, number).loss for number in range(start + 1, STEPS + 1)]
     built.engine.close()
     return found

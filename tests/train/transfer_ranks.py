@@ -234,3 +234,12 @@ def language(case: Case, context: Any) -> dict[str, Any]:
     export.write_adapter(model, stage, base, case.run_dir / "adapter", torch.float32)
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     return {"base": base, "folder": case.run_dir, "logits": logits, "trained": trained}
+
+
+def checkpoints_of(context: Any, built: Any) -> Any:
+    """Return the checkpoints of a stage that was assembled, one kept."""
+    from launcher.train.checkpoint import Checkpoints
+    from launcher.train.writer import Writer
+
+    writer = Writer(built.engine.engine, in_background=not built.engine.is_offloaded)
+    return Checkpoints(context.run_dir / "checkpoints", writer, keep=1, every_minutes=None)
