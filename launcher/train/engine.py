@@ -123,14 +123,13 @@ class Engine:
         )
         losses = [total / max(1, batch.num_targets) for total, batch in zip(sums, batches, strict=True)]
         loss = sum(weight * each for weight, each in zip(self.weights, losses, strict=True))
-        norm = math.sqrt(square)
-        found = fault(loss, norm, heals=self.gradients.heals())
+        found = fault(loss, norm := math.sqrt(square), heals=self.gradients.heals())
         if found:
             self.gradients.discard()
         else:
             self.engine.step()
-        micro_losses = torch.stack(parts).tolist() if found else []
-        return StepResult(loss, losses, norm, used_lr, *wishes, fault=found, micro_losses=micro_losses)
+        by_micro_batch = torch.stack(parts).tolist() if found else []
+        return StepResult(loss, losses, norm, used_lr, *wishes, found, by_micro_batch)
 
     def passed_by(
         self,
