@@ -5,7 +5,7 @@ from typing import Any
 
 from launcher.report.record import Event
 
-BREAKS = ("failure", "halved", "rolled_back")
+BREAKS = ("failure", "halved", "hung", "rolled_back")
 """After these the workers are started anew."""
 _TOLD = {
     "failure": ("reason", "ranks"),
@@ -15,7 +15,7 @@ _TOLD = {
     "checkpoint": ("stage", "step", "bytes", "stall_s", "save_s"),
     "left": ("stage", "step", "reason"),
     "stopped": ("type", "message"),
-    "hang": ("reason", "ranks"),
+    "hung": ("stage", "step"),
     "export": ("stage",),
 }
 """Of the events that matter, the values that are kept."""
