@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+import ray.exceptions
 from ray._private.state import state as cluster_state
 
 from launcher.errors import ClusterError
@@ -44,6 +45,14 @@ def look(kind: str, *, is_probed: bool = False) -> Nodes:
         with ThreadPoolExecutor(min(64, len(alive)) or 1) as pool:
             alive = [node for node, answers in zip(alive, pool.map(_answers, alive), strict=True) if answers]
     return Nodes({node["NodeID"]: int(node["Resources"].get(kind, 0)) for node in alive}, draining)
+
+
+def num_gone(nodes: set[str]) -> int:
+    """Return how many of these nodes are there no more; 0 where the cluster does not answer."""
+    try:
+        return len(nodes - {node["NodeID"] for node in ray.nodes() if node["Alive"]})
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError):
+        return 0
 
 
 def wait_for(fewest: int, most: int, kind: str, limit_s: float, say: Callable[[str], None]) -> int:

@@ -16,14 +16,16 @@ from launcher import capacity, failures, storage, tasks
 from launcher import recipe as recipes
 from launcher.errors import ClusterError, ExportFailed
 from launcher.facts import Prepared
+from launcher.forgetting import AFTER
 from launcher.generation import Generation, Group, Reason
 from launcher.outlook import Outlook
 from launcher.plan.plan import ModelFacts, World
 from launcher.recipe import Recipe
 from launcher.report import memory
 from launcher.report import summary as report
+from launcher.report.history import Life
 from launcher.report.view import View
-from launcher.stage import AFTER, DONE
+from launcher.stage import DONE
 from launcher.worker import HALVINGS
 
 Meddle = Callable[[Generation], None]
@@ -73,7 +75,12 @@ def cluster(address: str | None, workers: Workers | None) -> Iterator[World]:
 
 
 def run(
-    job: Job, world: World, view: View, prepared: Prepared, meddle: Meddle | None = None
+    job: Job,
+    world: World,
+    view: View,
+    prepared: Prepared,
+    lives: list[Life],
+    meddle: Meddle | None = None,
 ) -> dict[str, Any]:
     """Train by one generation of workers after another, verify and sum up.
 
@@ -82,6 +89,7 @@ def run(
         world: the workers to begin with.
         view: shows events.
         prepared: the data.
+        lives: is given each generation as it begins.
         meddle: is called while a generation trains; for trials.
 
     Returns:
@@ -91,7 +99,8 @@ def run(
         LauncherError: whatever a worker met first.
         KeyboardInterrupt: the user has stopped the run; what was trained is saved.
     """
-    policy = failures.Policy(job.recipe.max_failures, job.recipe.on_oom, str(job.run_dir / "logs"))
+    asked, logs = job.recipe, str(job.run_dir / "logs")
+    policy = failures.Policy(asked.max_failures, asked.on_oom, logs, asked.on_nan)
     kind = "GPU" if world.device == "cuda" else "CPU"
     fewest, most = job.workers or (world.num_workers, world.num_workers)
     while True:
@@ -105,7 +114,8 @@ def run(
             hang_minutes=None if job.recipe.hang_minutes == "auto" else job.recipe.hang_minutes,
         )
         generation = Generation(group, view)
-        reason = generation.run(_Watch(world.num_workers, most, kind, view, meddle))
+        with _lived(lives, generation) as life:
+            reason = life.reason = generation.run(_Watch(world.num_workers, most, kind, view, meddle))
         policy.num_failures += generation.num_failures
         policy.remember(generation.hangs)
         if reason == "done":
@@ -116,6 +126,16 @@ def run(
         if there != world.num_workers or reason != "lost":
             view.say(f"going on with {there} workers: {_REASONS[reason]}")
         world = replace(world, num_workers=there)
+
+
+@contextmanager
+def _lived(lives: list[Life], generation: Generation) -> Iterator[Life]:
+    """Keep what becomes of a generation, however it ends."""
+    lives.append(life := Life(generation.group.num_workers, time.time(), generation.events))
+    try:
+        yield life
+    finally:
+        life.ended_s, life.nodes_gone = time.time(), capacity.num_gone(generation.nodes)
 
 
 _REASONS = {"preempted": "a node is about to go", "grow": "nodes have come", "lost": "workers were lost"}

@@ -83,6 +83,20 @@ class StorageError(LauncherError):
     exit_code = 6
 
 
+class NumbersError(LauncherError):
+    """A loss or a gradient was no number, or far from those before; nothing was updated by it.
+
+    Attributes:
+        stage, step: where.
+    """
+
+    exit_code = 8
+
+    def __init__(self, message: str, stage: str = "", step: int = 0) -> None:
+        super().__init__(message)
+        self.stage, self.step = stage, step
+
+
 class Hang(LauncherError):
     """Workers stood still again and again without a step in between; the message names rank, host and phase."""
 

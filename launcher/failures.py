@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Literal
 
-from launcher.errors import Hang, LauncherError, OutOfMemory, TrainingFailed
+from launcher.errors import Hang, LauncherError, NumbersError, OutOfMemory, TrainingFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +24,29 @@ class Halve:
 
 
 @dataclass(frozen=True, slots=True)
+class Rollback:
+    """Start them again from the last checkpoint, and pass a step by; `reason` says what was wrong with it."""
+
+    stage: str
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """End the run with this error."""
 
     error: Exception
 
 
+Decision = Retry | Halve | Rollback | Stop
+
+_GUESSES = ("Some common causes include", "There are some potential root causes")
 _SAYS_PEER_IS_GONE = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+
+
+MOST_ROLLBACKS = 10
+"""More than so many bad batches in one run are not the batches' fault."""
 
 
 class Policy:
@@ -41,12 +57,18 @@ class Policy:
     that ran out has none: halving ends at one sample. Hangs have one of their own, as large, which a new step fills up.
     """
 
-    def __init__(self, max_failures: int, on_oom: Literal["stop", "shrink"], logs: str) -> None:
-        self.max_failures, self.on_oom, self.logs = max_failures, on_oom, logs
-        self.num_failures, self.said = 0, ""
+    def __init__(
+        self,
+        max_failures: int,
+        on_oom: Literal["stop", "shrink"],
+        logs: str,
+        on_nan: Literal["stop", "skip", "rollback"] = "stop",
+    ) -> None:
+        self.max_failures, self.on_oom, self.logs, self.on_nan = max_failures, on_oom, logs, on_nan
+        self.num_failures, self.num_rollbacks, self.said = 0, 0, ""
         self.num_hangs, self.hung_at = 0, ("", -1)
 
-    def decide(self, failures: Mapping[int, Exception], lost: Set[int]) -> Retry | Halve | Stop:
+    def decide(self, failures: Mapping[int, Exception], lost: Set[int]) -> Decision:
         """Return what to do.
 
         Args:
@@ -60,9 +82,13 @@ class Policy:
             first = own[0]
             if isinstance(first, OutOfMemory) and self.on_oom == "shrink" and first.can_halve:
                 return Halve(first.stage, str(first))
+            if isinstance(first, NumbersError) and self.on_nan == "rollback":
+                self.num_rollbacks += 1
+                if self.num_rollbacks <= MOST_ROLLBACKS:
+                    return Rollback(first.stage, first.step, str(first))
             return Stop(first)
         reason = last_line(next(iter(failures.values())))
-        is_lost = bool(lost) or any(_is_about_a_peer(each) for each in failures.values())
+        is_lost = is_about_loss(failures, lost)
         self.num_failures += 1
         if self.num_failures > self.max_failures or (not is_lost and reason == self.said):
             is_spent = self.num_failures > self.max_failures
@@ -107,11 +133,19 @@ class Policy:
             self.hung_at = (stage, step) if is_further else self.hung_at
 
 
-def _is_about_a_peer(error: BaseException) -> bool:
+def is_about_loss(failures: Mapping[int, Exception], lost: Set[int]) -> bool:
+    """Return whether a process or node is gone, by Ray's word or a peer's."""
+    return bool(lost) or any(says_peer_is_gone(str(each)) for each in failures.values())
+
+
+def says_peer_is_gone(text: str) -> bool:
     """Return whether a collective failed because another rank was gone, of which Ray may hear a moment later."""
-    return any(words in str(error) for words in _SAYS_PEER_IS_GONE)
+    return any(words in text for words in _SAYS_PEER_IS_GONE)
 
 
 def last_line(error: BaseException) -> str:
-    """Return what an error says at its end."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
+    """Return what an error says at its end, without what Ray guesses of every worker that is gone."""
+    said = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    for guess in _GUESSES:
+        said = said.partition(guess)[0].strip()
+    return said[:300]

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,14 +32,19 @@ from ray.train.v2._internal.exceptions import (
 from ray.train.v2.api.callback import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from launcher import errors, failures, hangs, pulse, rescue, storage, worker
+from launcher import bad_batches, errors, failures, hangs, pulse, rescue, storage, worker
 from launcher.errors import TrainingFailed
 from launcher.report.record import Event
 from launcher.report.view import View
 from launcher.worker import HALVINGS
 
 POLL_S = 0.2
-LOST = (ray.exceptions.RayActorError, WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
+LOST = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.OutOfMemoryError,
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
+)
 """What Ray raises in the place of a worker whose process or node is gone."""
 
 Reason = Literal["done", "stop", "preempted", "grow", "lost"]
@@ -55,8 +61,8 @@ class Bulletin(pulse.Board):
         self.wish = ""
 
     def post(self, event: Event) -> None:
-        """Add an event."""
-        self.events.append(event)
+        """Add an event, with the time where it has none."""
+        self.events.append({"time": round(time.time(), 3), **event})
 
     def read(self, start: int) -> list[Event]:
         """Return the events from number `start` on."""
@@ -80,6 +86,8 @@ class OnFailure(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Raise to end the generation: Ray Train does not retry when a callback raises."""
         lost = {rank for rank, each in worker_exceptions.items() if isinstance(each, LOST)}
+        said = {rank: f"{type(each).__name__}: {each}"[-10_000:] for rank, each in worker_exceptions.items()}
+        self._post(kind="seen", said=said, is_lost=failures.is_about_loss(worker_exceptions, lost))
         hang = ray.get(ray.get_actor(self.bulletin).failed.remote())
         decision = self.policy.hung(*hang) if hang else self.policy.decide(worker_exceptions, lost)
         if isinstance(decision, failures.Stop):
@@ -90,6 +98,10 @@ class OnFailure(UserCallback):
             known[decision.stage] = known.get(decision.stage, 0) + 1
             storage.write_json(self.run_dir / HALVINGS, known)
             self._post(kind="halved", stage=decision.stage, reason=decision.reason)
+            return
+        if isinstance(decision, failures.Rollback):
+            bad_batches.pass_by(self.run_dir, decision.stage, decision.step)
+            self._post(kind="rolled_back", stage=decision.stage, step=decision.step, reason=decision.reason)
             return
         # Where another number of workers may be there now, Ray would wait for the old one.
         ends = self.is_elastic and decision.is_lost

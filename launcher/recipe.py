@@ -397,6 +397,13 @@ class Recipe(Section):
     on_oom: Literal["stop", "shrink"] = "stop"
     """When a worker runs out of memory: `stop`, or `shrink`: go on from the last checkpoint with half the
     micro-batch and the same global batch, again and again down to one sample."""
+    on_nan: Literal["stop", "skip", "rollback"] = "stop"
+    """When a loss or a gradient is no finite number, or a loss is a `spike`: `stop` before the update; `skip`
+    the update, and go on with the next batch; or `rollback`: go on from the last checkpoint, and past the
+    batch. The samples are listed in bad_batches.jsonl of the run."""
+    spike: Annotated[float, Field(gt=0)] | None = None
+    """A loss so many deviations above the mean of the last 100 steps is treated like one that is no number.
+    Default: none is; 6 to 10 is a good choice."""
     log_samples: bool = False
     """Write the ids of every step's samples into the run directory (an audit trail)."""
 
@@ -412,7 +419,7 @@ class Recipe(Section):
         return self
 
 
-_OF_THE_WAY = {"checkpoint", "max_failures", "hang_minutes", "on_oom", "log_samples"}
+_OF_THE_WAY = {"checkpoint", "max_failures", "hang_minutes", "on_oom", "on_nan", "spike", "log_samples"}
 """Keys that say how a run goes on, not to what end: they may change from one try to the next."""
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from launcher import storage  # noqa: E402
 from launcher.errors import LauncherError, RecipeError, RunExists  # noqa: E402
 
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
-INTERRUPTED, NOT_THE_SAME = 130, 10
+NOT_THE_SAME = 10
 AUTO, CHOSEN = "auto", "auto.json"
 
 
@@ -28,13 +29,31 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return _main(options)
-    except LauncherError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("stopped: the same command continues from the last checkpoint", file=sys.stderr, flush=True)
+    except (Exception, KeyboardInterrupt) as error:
+        return _tell_error(error)
+
+
+def _tell_error(error: BaseException) -> int:
+    """Say what ended the run, its verdict last; return the exit code."""
+    from launcher import ending
+
+    verdict = getattr(error, "__notes__", [])
+    if isinstance(error, LauncherError):
+        print(f"error: {error}", *verdict, sep="\n", file=sys.stderr, flush=True)
+    elif isinstance(error, KeyboardInterrupt):
+        told = "stopped: the same command continues from the last checkpoint"
+        print(told, *verdict, sep="\n", file=sys.stderr, flush=True)
+    else:
+        # Its notes are the end of what this prints.
+        traceback.print_exception(error)
+    if not verdict:
+        print(ending.before_a_run(error), flush=True)
+    if isinstance(error, KeyboardInterrupt):
         sys.stdout.flush()
-        os._exit(INTERRUPTED)  # Ray's own way out would wait, or crash, for threads that are inside it.
+        os._exit(
+            ending.exit_code(error)
+        )  # Ray's own way out would wait, or crash, for threads that are inside it.
+    return ending.exit_code(error)
 
 
 def _main(options: argparse.Namespace) -> int:
@@ -119,8 +138,9 @@ def _on_cluster(options: argparse.Namespace, asked: Any, run_dir: Path) -> int:
             return _try_resuming(job, world, view, options)
         if options.seeds is None:
             origin = _origin(options, recipe=job.recipe, run_dir=run_dir)
-            ended = _train(job, world, view, run_dir.parent / ".store", fresh=options.fresh, origin=origin)
-            view.say(_end(ended, asked.recipe, run_dir))
+            store = run_dir.parent / ".store"
+            ended, verdict = _train(job, world, view, store, fresh=options.fresh, origin=origin)
+            view.say(f"{_end(ended, asked.recipe, run_dir)}\n{verdict}")
         else:
             view.say("\n".join(report.seeds_lines(_train_seeds(job, world, view, options), str(run_dir))))
     return 0
@@ -160,7 +180,9 @@ def _train_seeds(job: Any, world: Any, view: Any, options: argparse.Namespace) -
         if ended is None:
             view.say(f"seed {number} ({number + 1} of {options.seeds})")
             one = replace(job, recipe=recipe, run_dir=run_dir)
-            ended = _train(one, world, view, job.run_dir.parent / ".store", fresh=options.fresh)
+            store = job.run_dir.parent / ".store"
+            ended, verdict = _train(one, world, view, store, fresh=options.fresh)
+            view.say(verdict)
         summaries.append(ended)
     together = spread.of_seeds(summaries)
     storage.write_json(job.run_dir / "summary.json", together)
@@ -185,9 +207,9 @@ def _train(
     fresh: bool,
     origin: Any = None,
     meddle: Any = None,
-) -> dict[str, Any]:
-    """Prepare the data, plan, and train; return the summary."""
-    from launcher import ahead, driver, stores
+) -> tuple[dict[str, Any], str]:
+    """Prepare the data, plan, and train; return the summary, and the verdict in one line."""
+    from launcher import ahead, driver, ending, stores
     from launcher import origin as origins
     from launcher import recipe as recipes
     from launcher.plan import plan as planning
@@ -213,7 +235,12 @@ def _train(
             chosen = {"recipe": recipes.dump(recipe), "ds_name": job.ds_name, "ds_config": ds_config}
             storage.write_json(run_dir / CHOSEN, chosen)
         storage.write_json(run_dir / stores.DATA, prepared.data_files)
-        return driver.run(job, world, view, prepared, meddle)
+        end = ending.Ending(run_dir, job.outlook.predicted(), view.say)
+        try:
+            summary = driver.run(job, world, view, prepared, end.lives, meddle)
+        except BaseException as error:
+            raise end.failed(error) from error.__cause__
+        return summary, end.done(summary)
 
 
 def _try_resuming(job: Any, world: Any, view: Any, options: argparse.Namespace) -> int:

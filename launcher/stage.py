@@ -1,4 +1,4 @@
-"""One stage on one rank: restore, train, evaluate, save, export; and what was forgotten by its end."""
+"""One stage on one rank: restore, train, evaluate, save, export."""
 
 import os
 import socket
@@ -8,14 +8,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from launcher import storage
-from launcher.assembly import Assembly, Context, assemble, reassemble, write_export
+from launcher import bad_batches, storage
+from launcher.assembly import Assembly, Context, assemble, write_export
 from launcher.data import feed
 from launcher.judge import Verdict, judge
 from launcher.part import in_lock_step
 from launcher.plan.plan import StagePlan
 
-DONE, AFTER = "done.json", "after.json"
+DONE = "done.json"
 
 
 class Leave(Exception):
@@ -57,6 +57,10 @@ class StageRun:
             folder / "checkpoints", saver, keep=keep, every_minutes=minutes, told=self.tell_checkpoint
         )
         self.best = checkpoint.Checkpoints(folder / "best", saver, keep=1, every_minutes=None)
+        names = [part.name for part in self.parts]
+        self.guard = bad_batches.guard(
+            self.engine, context, stage=plan.name, parts=names, before_error=self.keep_before
+        )
         self.metrics: dict[str, dict[str, float]] = {}
         self.verdict, self.num_seen, self.ended_at = Verdict(), 0, 0
         self.stepped_at_s, self.data_s = time.monotonic(), 0.0
@@ -77,7 +81,7 @@ class StageRun:
             start=start if start < num_steps else self.plan.num_steps,
             schedule=self.plan.schedule,
             batch_of=lambda step: self.waited_for(batches, step),
-            engine=self.engine,
+            engine=self.guard,
             clock_wants_save=self.checkpoints.clock_wants_save,
             record=self.record,
             evaluate=self.evaluate,
@@ -102,6 +106,7 @@ class StageRun:
         self.metrics = dict(state.get("metrics", {}))
         self.verdict = Verdict(**state.get("verdict", {}))
         self.num_seen = state.get("num_seen", 0)
+        self.guard.rule.losses.extend(state.get("losses", []))
 
     def tell_begin(self, start: int) -> None:
         """Write the record of a stage's begin."""
@@ -138,6 +143,12 @@ class StageRun:
         """Write the record of one step."""
         self.checkpoints.check()
         now_s = time.monotonic()
+        if result.fault:
+            self.ended_at, self.stepped_at_s = batches[-1].step, now_s
+            self.context.recorder.write(
+                "skipped", stage=self.plan.name, step=self.ended_at, fault=result.fault
+            )
+            return
         spent: dict[str, float] = {
             "samples": sum(batch.num_samples for batch in batches),
             "tokens": sum(batch.num_tokens for batch in batches),
@@ -196,6 +207,8 @@ class StageRun:
             "metrics": self.metrics,
             "verdict": self.verdict.state(),
             "num_seen": self.num_seen,
+            # Only where they are judged by: a restart has to judge alike.
+            **({"losses": list(self.guard.rule.losses)} if self.guard.rule.spike is not None else {}),
         }
 
     def save(self, step: int) -> None:
@@ -207,6 +220,14 @@ class StageRun:
     def tell_checkpoint(self, saved: dict[str, Any]) -> None:
         """Write the record of a checkpoint that is committed: its step, bytes, and how long training stood still."""
         self.context.recorder.write("checkpoint", stage=self.plan.name, **saved)
+
+    def keep_before(self, step: int) -> None:
+        """Save what was trained before a step that ends the run, unless the run is to go back."""
+        self.checkpoints.wait()
+        latest = self.checkpoints.latest()
+        if self.context.recipe.on_nan != "rollback" and step > 1 + (latest.step if latest else 0):
+            self.save(step - 1)
+            self.checkpoints.wait()
 
     def leave(self, step: int) -> None:
         """Go, now that all of it is saved.
@@ -277,24 +298,3 @@ def leave_if_asked(context: Context) -> None:
     dist.broadcast(asked, 0)
     if asked.item():
         raise Leave(context.wish(), "", 0)
-
-
-def measure_again(context: Context, plan: StagePlan, last: StagePlan) -> None:
-    """Evaluate an earlier stage on the trunk that the last one ended with: what was forgotten since.
-
-    Args:
-        context: of this rank.
-        plan: of the earlier stage; nothing happens if it has no eval split.
-        last: the plan of the last stage.
-    """
-    facts = context.prepared.facts[plan.index]
-    if facts.eval is None or storage.read_json(context.stage_dir(plan.name) / AFTER) is not None:
-        return
-    context.pulse.begin(plan.name)
-    built = reassemble(context, plan, context.export_of(last.name))
-    context.pulse.phase = "evaluate"
-    metrics = built.engine.evaluate(0, context.pulse.counted(built.parts[0].eval_batches()))
-    built.engine.close()
-    context.recorder.write("after", stage=plan.name, last=last.name, metrics=metrics)
-    if context.rank == 0:
-        storage.write_json(context.stage_dir(plan.name) / AFTER, {"metrics": metrics})

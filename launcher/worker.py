@@ -16,16 +16,17 @@ import ray.train
 import torch
 import torch.distributed as dist
 
-from launcher import heart, storage
+from launcher import heart, oom_kills, storage
 from launcher import recipe as recipes
 from launcher.assembly import Context
 from launcher.errors import LauncherError, OutOfMemory
+from launcher.forgetting import measure_again
 from launcher.plan import offload
 from launcher.plan.plan import StagePlan, World, make_plan
 from launcher.pulse import Pulse
 from launcher.report import memory as report
 from launcher.report.record import Event, Recorder
-from launcher.stage import DONE, Leave, StageRun, leave_if_asked, measure_again
+from launcher.stage import DONE, Leave, StageRun, leave_if_asked
 
 POST_EVERY_S, LOOK_EVERY_S = 0.1, 0.3
 HALVINGS = "halvings.json"
@@ -40,7 +41,8 @@ def train(job: dict[str, Any]) -> None:
             actor's name), predicted (bytes by stage): plain data, nothing computed from the number of workers.
     """
     rank = ray.train.get_context().get_world_rank()
-    _tell(job, kind="worker", rank=rank, node=ray.get_runtime_context().get_node_id(), pid=os.getpid())
+    place = {"node": ray.get_runtime_context().get_node_id(), "host": socket.gethostname()}
+    _tell(job, kind="worker", rank=rank, pid=os.getpid(), oom_kills=oom_kills.count(), **place)
     _send_chatter_to(Path(job["run_dir"]) / "logs" / f"rank-{rank}.log")
     try:
         with heart.beating(job["bulletin"], rank, Path(job["run_dir"])) as pulse:
@@ -50,6 +52,9 @@ def train(job: dict[str, Any]) -> None:
             _tell(job, kind="left", reason=leave.reason, stage=leave.stage, step=leave.step)
     except LauncherError as error:
         _tell(job, kind="error", type=type(error).__name__, message=str(error))
+        raise
+    except Exception:
+        logging.getLogger(__name__).exception("rank %s ends", rank)
         raise
 
 

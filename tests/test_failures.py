@@ -2,8 +2,8 @@
 
 import pytest
 
-from launcher.errors import DataError, Hang, OutOfMemory, TrainingFailed
-from launcher.failures import Halve, Policy, Retry, Stop
+from launcher.errors import DataError, Hang, NumbersError, OutOfMemory, TrainingFailed
+from launcher.failures import MOST_ROLLBACKS, Halve, Policy, Retry, Rollback, Stop
 
 LOST = RuntimeError("The actor died")
 
@@ -84,3 +84,12 @@ def test_hangs_have_a_budget_of_their_own_which_a_new_step_fills_up() -> None:
     assert asked.num_failures == 0
     assert isinstance(asked.hung("again", "next", 1), Retry)
     assert isinstance(policy(max_failures=0).hung("told", "target", 8), Stop)
+
+
+def test_bad_numbers_roll_back_where_asked_and_not_for_ever() -> None:
+    error = NumbersError("the loss is nan", "chat", 7)
+    assert policy().decide({0: error, 1: error}, set()) == Stop(error)
+    asked = Policy(2, "stop", "runs/x/logs", "rollback")
+    for _ in range(MOST_ROLLBACKS):
+        assert asked.decide({0: error, 1: error}, set()) == Rollback("chat", 7, "the loss is nan")
+    assert asked.decide({0: error, 1: error}, set()) == Stop(error)

@@ -132,6 +132,14 @@ class View:
     def _hung(self, event: Event) -> None:
         self.say("they were ended; going on from the last checkpoint")
 
+    def _skipped(self, event: Event) -> None:
+        self.say(f"{event['stage']}  step {event['step']} skipped: {event['fault']}")
+
+    def _rolled_back(self, event: Event) -> None:
+        self.say(
+            f"{event['reason']}\ngoing on from the last checkpoint, and past step {event['step']} (on_nan: rollback)"
+        )
+
     def _failure(self, event: Event) -> None:
         self.say(f"a worker failed ({event['reason']}); going on from the last checkpoint")
 

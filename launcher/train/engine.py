@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import deepspeed
@@ -18,23 +19,13 @@ from launcher import exact
 from launcher.errors import DsConfigError
 from launcher.plan.plan import StagePlan
 from launcher.train import packed, recompute, sequence
+from launcher.train.gradients import Gradients
 from launcher.train.parts import Parts
+from launcher.train.step import Fault, StepResult, no_fault
 from launcher.train.trainable import Group
 
 if TYPE_CHECKING:
     from launcher.data.feed import MicroBatch, StepBatch
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What one optimizer step gave: the mean loss over the global batch, and of each part; the gradient's norm."""
-
-    loss: float
-    losses: list[float]
-    gradient_norm: float
-    learning_rate: float
-    save_wanted: bool
-    leave_wanted: bool
 
 
 class Engine:
@@ -69,6 +60,7 @@ class Engine:
         self.engine, self.optimizer, _, scheduler = deepspeed.initialize(
             model=parts, model_parameters=[_for_optimizer(group) for group in groups], config=plan.ds
         )
+        self.gradients = Gradients(self.engine)
         self.has_own_scheduler = scheduler is not None
         if self.has_own_scheduler and any(group.scale != 1 or group.opens_after for group in groups):
             raise DsConfigError(
@@ -95,8 +87,9 @@ class Engine:
         *,
         save_wanted: bool = False,
         leave_wanted: bool = False,
+        fault: Fault = no_fault,
     ) -> StepResult:
-        """Train on this rank's part of a global batch, and update.
+        """Train on this rank's part of a global batch, and update, unless its numbers have gone wrong.
 
         The loss of each part is the sum over its micro-batches divided by the number of loss-bearing labels
         of its whole global batch, times its weight; parts are added. DeepSpeed averages gradients over the
@@ -107,6 +100,7 @@ class Engine:
             lr: the learning rate of this step, unless the ds config brings a scheduler.
             save_wanted: whether this rank wants a checkpoint now; one rank's wish is told to all.
             leave_wanted: whether this rank wants all to save and leave; likewise.
+            fault: judges loss and norm before the update; what it says is the same on all ranks.
         """
         self.engine.train()
         step = batches[0].step
@@ -114,22 +108,51 @@ class Engine:
             for asked, group in zip(self.groups, self.optimizer.param_groups, strict=True):
                 group["lr"] = lr * asked.scale if step > asked.opens_after else 0.0
         used_lr = max(float(group["lr"]) for group in self.optimizer.param_groups)
-        told = torch.zeros(len(batches) + 2, dtype=torch.float64, device=self._told_device())
         rounds = list(zip(*(batch.micro_batches for batch in batches), strict=True))
-        own_norm = None
+        parts = []
         for i, round_ in enumerate(rounds):
             self._seed_dropout(step, round_[0].chunk)
-            self.engine.set_gradient_accumulation_boundary(i == len(rounds) - 1)
-            told[:-2] += self.backward(batches, round_)
-            if i == len(rounds) - 1:
-                own_norm = self._own_norm()
-            self.engine.step()
-        told[-2], told[-1] = float(save_wanted), float(leave_wanted)
-        dist.all_reduce(told)
-        *sums, saving, leaving = told.tolist()
+            is_last = i == len(rounds) - 1
+            self.engine.set_gradient_accumulation_boundary(is_last)
+            parts.append(self.backward(batches, round_))
+            if not is_last:
+                self.engine.step()
+        squares = self.gradients.square_sum().to(self._told_device()).view(1)
+        sums, square, wishes = self._told(
+            torch.stack(parts).sum(0), squares, save_wanted=save_wanted, leave_wanted=leave_wanted
+        )
         losses = [total / max(1, batch.num_targets) for total, batch in zip(sums, batches, strict=True)]
         loss = sum(weight * each for weight, each in zip(self.weights, losses, strict=True))
-        return StepResult(loss, losses, self._norm(own_norm), used_lr, saving > 0, leaving > 0)
+        found = fault(loss, norm := math.sqrt(square), heals=self.gradients.heals())
+        if found:
+            self.gradients.discard()
+        else:
+            self.engine.step()
+        by_micro_batch = torch.stack(parts).tolist() if found else []
+        return StepResult(loss, losses, norm, used_lr, *wishes, found, by_micro_batch)
+
+    def passed_by(
+        self,
+        batches: tuple[StepBatch, ...],
+        why: str,
+        *,
+        save_wanted: bool = False,
+        leave_wanted: bool = False,
+    ) -> StepResult:
+        """Make no step of these batches, and agree on the wishes as a step does; every rank must call it."""
+        nothing = torch.zeros(len(batches), dtype=torch.float64, device=self._told_device())
+        *_, wishes = self._told(nothing, nothing[:1], save_wanted=save_wanted, leave_wanted=leave_wanted)
+        return StepResult(math.nan, [math.nan] * len(batches), math.nan, 0.0, *wishes, fault=why)
+
+    def _told(
+        self, sums: torch.Tensor, squares: torch.Tensor, *, save_wanted: bool, leave_wanted: bool
+    ) -> tuple[list[float], float, tuple[bool, bool]]:
+        """Add up over all ranks what a step tells, in one exchange: loss sums, the squared norm, wishes."""
+        wishes = torch.tensor([float(save_wanted), float(leave_wanted)], dtype=torch.float64)
+        told = torch.cat([sums, squares, wishes.to(sums.device, non_blocking=True)])
+        dist.all_reduce(told)
+        *all_sums, square, saving, leaving = told.tolist()
+        return all_sums, square, (saving > 0, leaving > 0)
 
     def backward(self, batches: tuple[StepBatch, ...], round_: tuple[MicroBatch, ...]) -> torch.Tensor:
         """Run one micro-batch of every part forward and backward; return their loss sums."""
@@ -215,7 +238,7 @@ class Engine:
             deepspeed.comm.destroy_process_group(group)
         # ZeRO-3 leaves its linear layers, which keep every input, to all models that come after.
         F.linear = getattr(InsertPostInitMethodToModuleSubClasses, "linear_bk", F.linear)
-        del self.engine, self.optimizer
+        del self.engine, self.optimizer, self.gradients
 
     def _given(self, part: int, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
         """Return a micro-batch as a part's model takes it: of a team's, this rank's piece."""
@@ -263,19 +286,6 @@ class Engine:
 
     def _told_device(self) -> torch.device:
         return self.device if dist.get_backend() == "nccl" else torch.device("cpu")
-
-    def _own_norm(self) -> torch.Tensor | None:
-        # Without ZeRO in fp32 DeepSpeed keeps no norm; gradients are whole and averaged at this point.
-        is_plain = not (self.engine.fp16_enabled() or self.engine.bfloat16_enabled())
-        if self.engine.zero_optimization_stage() or not is_plain:
-            return None
-        gradients = [p.grad for p in self.parts.parameters() if p.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
-
-    def _norm(self, own: torch.Tensor | None) -> float:
-        norm = self.engine.get_global_grad_norm()
-        norm = own if norm is None else norm
-        return float(norm) if norm is not None else float("nan")
 
 
 def _for_optimizer(group: Group) -> dict[str, Any]:

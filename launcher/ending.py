@@ -1,0 +1,199 @@
+"""The end of a run, good or bad: the facts put together, the verdict, and report.json in the run directory."""
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from launcher import failures, oom_kills, storage, verdict
+from launcher.errors import LauncherError, OutOfMemory
+from launcher.report import history
+from launcher.report.forecast import size
+from launcher.report.history import History, Life
+from launcher.verdict import Cost, Facts, Verdict
+
+REPORT, RUNNING = "report.json", "running"
+TAIL_BYTES = 65_536
+
+
+class Ending:
+    """Waits for a run's end, to say and keep what it was."""
+
+    def __init__(
+        self, run_dir: Path, predicted: dict[str, dict[str, int | None]], say: Callable[[str], None]
+    ) -> None:
+        """Begin: note what came of the try before, and that this one goes on.
+
+        Args:
+            run_dir: of the run.
+            predicted: bytes at the peak, by stage.
+            say: is told if the try before ended without a word.
+        """
+        self.run_dir, self.predicted = run_dir, predicted
+        self.lives: list[Life] = []
+        self.begun_s, self.kills = time.time(), oom_kills.count()
+        self.earlier = _earlier(run_dir)
+        if self.earlier and self.earlier[-1]["kind"] == "driver lost":
+            say(
+                "the try before this one ended without a word: its driver was killed, or its machine was lost"
+            )
+        self._write({"kind": RUNNING, "host": socket.gethostname(), "pid": os.getpid()}, [])
+
+    def done(self, summary: dict[str, Any]) -> str:
+        """Keep the report of a run that is done; return its verdict in one line."""
+        found = history.of(self.lives, [])
+        steps = sum(stage.get("steps", 0) for stage in summary["stages"].values())
+        figures = f"{steps:,} steps, {time.time() - self.begun_s:,.0f} s in this try"
+        judged = verdict.judge(Facts(error=None, figures=figures, cost=_cost(found, is_done=True)))
+        self._write(judged.as_json(), found.events, summary)
+        return judged.lines()[0]
+
+    def failed(self, error: BaseException) -> BaseException:
+        """Keep the report of a run that ended otherwise.
+
+        Args:
+            error: why.
+
+        Returns:
+            The error to raise, with the verdict's lines as a note.
+        """
+        found = history.of(self.lives, _last_records(self.run_dir))
+        judged = verdict.judge(self._facts(error, found))
+        self._write(judged.as_json() | {"message": str(error)}, found.events)
+        if judged.kind == "out of host memory" and not isinstance(error, OutOfMemory):
+            error = OutOfMemory(str(error))
+        error.add_note("\n".join(judged.lines()))
+        return error
+
+    def _facts(self, error: BaseException, found: History) -> Facts:
+        rank = min(_causes(found.said), default=0)
+        log = self.run_dir / "logs" / f"rank-{rank}.log"
+        return Facts(
+            error=error,
+            said=found.said,
+            is_lost=found.is_lost,
+            oom_kills=self._killed(found),
+            nodes_gone=sum(life.nodes_gone for life in self.lives),
+            is_preempted=any(life.reason == "preempted" for life in self.lives[-2:]),
+            seen=tuple(self._seen(found, rank, log)),
+            cost=_cost(found, is_done=False),
+            continues=f"from step {found.saved} of stage {found.stage}" if found.stage else "",
+            log=str(log.relative_to(self.run_dir)),
+        )
+
+    def _killed(self, found: History) -> int:
+        """How many processes the kernel killed for memory on the run's hosts, since workers began there."""
+        here, killed = socket.gethostname(), 0
+        for host, (first, last) in found.oom_kills.items():
+            killed += (max(last, oom_kills.count()) if host == here else last) - first
+        return killed
+
+    def _seen(self, found: History, rank: int, log: Path) -> list[str]:
+        seen = []
+        if found.stage:
+            seen.append(
+                f"last step {found.step} of {found.num_steps} of stage {found.stage}, saved at {found.saved}"
+            )
+        for each, said in sorted(_causes(found.said).items())[:2]:
+            host = f" on {found.hosts[each]}" if found.hosts.get(each) else ""
+            seen.append(f"rank {each}{host}: {failures.last_line(Exception(said))}")
+        if said := _last_line(_tail(log)):
+            seen.append(f"{log.relative_to(self.run_dir)} ends: {said}")
+        if bytes_ := self.predicted.get(found.stage, {}).get("host"):
+            there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            seen.append(
+                f"host memory: {size(bytes_)} predicted for a worker, {size(there)} on the driver's machine"
+            )
+        return seen
+
+    def _write(
+        self, judged: dict[str, Any], events: list[dict[str, Any]], summary: dict[str, Any] | None = None
+    ) -> None:
+        now_s = time.time()
+        report = {
+            "verdict": judged,
+            "begun": round(self.begun_s, 3),
+            "ended": None if judged["kind"] == RUNNING else round(now_s, 3),
+            "seconds": round(now_s - self.begun_s, 1),
+            "summary": summary,
+            "events": events,
+            "earlier": self.earlier,
+        }
+        # A full disk is told by its own error, which must not be hidden by this one.
+        with contextlib.suppress(OSError):
+            storage.write_json(self.run_dir / REPORT, report)
+
+
+def before_a_run(error: BaseException) -> str:
+    """Return the verdict of a run that never began, in one line."""
+    judged = verdict.judge(Facts(error=error))
+    return f"verdict: {judged.kind} (exit code {judged.exit_code}): no training was started"
+
+
+def exit_code(error: BaseException) -> int:
+    """Return the exit code of the process that an error ends."""
+    if isinstance(error, KeyboardInterrupt):
+        return verdict.STOPPED
+    return error.exit_code if isinstance(error, LauncherError) else 1
+
+
+def _earlier(run_dir: Path) -> list[dict[str, Any]]:
+    """What came of the tries before this one, in short."""
+    old = storage.read_json(run_dir / REPORT)
+    last = _last_records(run_dir)
+    if old is None and not last:
+        return []
+    earlier = list(old["earlier"]) if old else []
+    short = {name: old[name] for name in ("begun", "ended", "seconds")} if old else {}
+    if old and old["verdict"]["kind"] != RUNNING:
+        judged: Verdict | dict[str, Any] = old["verdict"]
+        return [*earlier, {**short, **{k: judged[k] for k in ("kind", "exit_code", "cost") if k in judged}}]
+    steps = [each for each in last if each["kind"] == "step"]
+    seen = {"stage": steps[-1]["stage"], "step": steps[-1]["step"]} if steps else {}
+    ended = last[-1]["time"] if last else None
+    return [*earlier, {**short, "ended": ended, "kind": "driver lost", "exit_code": None, **seen}]
+
+
+def _causes(said: dict[int, str]) -> dict[int, str]:
+    """What the ranks said that failed by themselves; of all, where each only missed another."""
+    return {rank: text for rank, text in said.items() if not failures.says_peer_is_gone(text)} or said
+
+
+def _cost(found: History, *, is_done: bool) -> Cost:
+    lost = 0 if is_done else max(0, found.step - found.saved)
+    return Cost(
+        steps=lost,
+        seconds=round(max(0.0, found.step_s - found.saved_s), 1) if lost else 0.0,
+        restarts=found.restarts,
+        restart_s=round(found.restart_s, 1),
+        again=found.again,
+    )
+
+
+def _last_records(run_dir: Path) -> list[dict[str, Any]]:
+    found = []
+    for line in _tail(run_dir / "metrics.jsonl").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # The first line of the tail, or one that was being written.
+        if isinstance(record, dict) and "kind" in record:
+            found.append(record)
+    return found
+
+
+def _tail(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1].strip()[:300]
