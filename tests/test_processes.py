@@ -16,8 +16,8 @@ import sys, time
 from pathlib import Path
 from launcher import processes
 processes.show_on_signal(Path(sys.argv[1]))
-print(processes.this().started, flush=True)
 def waits_for_ever():
+    print(processes.this().started, flush=True)
     time.sleep(100)
 waits_for_ever()
 """
