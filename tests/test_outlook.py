@@ -77,3 +77,35 @@ def test_auto_takes_what_fits(recipe: Path, capsys: pytest.CaptureFixture[str]) 
 def test_machines_that_cannot_be_read(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _plan(recipe, "8xH1000-80GB") == 3
     assert 'did you mean "H100-80GB"?' in capsys.readouterr().err
+
+
+def test_a_70_billion_plan_needs_little_memory(recipe: Path, tmp_path: Path) -> None:
+    """In a process of its own, whose peak is measured; how long it takes is in README.md."""
+    import subprocess
+    import sys
+
+    import yaml
+
+    tree = yaml.safe_load(recipe.read_text())
+    tree["model"]["config"] = {
+        "model_type": "llama",
+        "hidden_size": 8192,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "intermediate_size": 28672,
+        "vocab_size": 128_256,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": False,
+    }
+    (tmp_path / "large.yaml").write_text(yaml.safe_dump(tree))
+    command = [sys.executable, "launcher/run.py", str(tmp_path / "large.yaml"), "--plan", "--ds", "auto"]
+    command += ["--cluster", "16x8xH100-80GB,host=2TB", "--run-root", str(tmp_path / "runs")]
+    code = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True)"
+    code += "; print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "--ds auto takes" in done.stdout
+    assert int(done.stdout.splitlines()[-1]) * 1024 < 2e9
