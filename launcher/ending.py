@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import failures, oom_kills, storage, verdict
-from launcher.errors import LauncherError, OutOfMemory
+from launcher.errors import Hang, LauncherError, OutOfMemory
 from launcher.report import history
 from launcher.report.forecast import size
 from launcher.report.history import History, Life
@@ -62,6 +62,8 @@ class Ending:
             The error to raise, with the verdict's lines as a note.
         """
         found = history.of(self.lives, _last_records(self.run_dir))
+        if isinstance(error, Hang):
+            found.said = {}  # Only that they were ended, as they were.
         judged = verdict.judge(self._facts(error, found))
         self._write(judged.as_json() | {"message": str(error)}, found.events)
         if judged.kind == "out of host memory" and not isinstance(error, OutOfMemory):

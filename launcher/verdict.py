@@ -193,7 +193,7 @@ def _next(kind: Kind, facts: Facts) -> str:
         "worker lost": f"look at the end of {facts.log}, and at the machine's own log",
         "node lost": "bring the node back, or give fewer --workers (2:8: any number from 2 on)",
         "preempted": "bring nodes, or give --workers as a range (2:8: any number from 2 on)",
-        "hang": f"look at the end of {facts.log}, and at the network",
+        "hang": "look at the stacks in hangs/, at that machine, and at the network",
         "numbers": "look at the samples in bad_batches.jsonl; --set on_nan=skip goes on without such batches",
         "storage": "free space, or mend the storage",
         "export": "look at what the error names; the checkpoint is kept",

@@ -89,8 +89,10 @@ def test_a_worker_that_waits_for_its_disk_ends_a_run_that_may_not_fail(
     finally:
         os.close(reader)
     (hang,) = run.events("hang")
-    step, last = run.last_step(), run.output().splitlines()[-1]
-    assert last.startswith("error: the workers hung once without a new step (max_failures: 0): no step for ")
+    begin = "error: the workers hung once without a new step (max_failures: 0): no step for "
+    step = run.last_step()
+    (last,) = [line for line in run.output().splitlines() if line.startswith(begin)]
+    assert "verdict: hang (exit code 9)" in run.output()
     at = f"is behind, in step {step} of stage chat; the others wait in step {step + 1} (stacks: {hang['stacks']})"
     assert "rank 1 on " in last and at in last
     waits = Path(hang["stacks"]).read_text(encoding="utf-8").partition("--- rank 1")[2]
