@@ -19,7 +19,7 @@ _NAME = "rehearsal"
 
 
 def save_and_load(ds: dict[str, Any], folder: Path) -> float:
-    """Save a checkpoint through DeepSpeed and restore it into an engine with other weights; every rank calls it.
+    """Save a checkpoint and restore it into an engine with other weights; every rank calls it.
 
     Args:
         ds: the completed ds config.
@@ -33,22 +33,21 @@ def save_and_load(ds: dict[str, Any], folder: Path) -> float:
     """
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
     saved, restored = _engine(ds, seed=0), _engine(ds, seed=1)
-    checkpoints = Checkpoints(folder, keep=2, every_minutes=None)
     started_s = time.monotonic()
-    checkpoints.save(saved, 0, {"fingerprint": _NAME, "position": 0})
-    dist.barrier()  # The record is written by rank 0, after the others have saved.
+    checkpoints = _checkpoints(folder, saved)
+    checkpoints.save(0, {"fingerprint": _NAME, "position": 0})
+    checkpoints.wait()
     if (found := checkpoints.latest()) is None:
         raise StorageError(
             f"{folder}: rank {dist.get_rank()} does not see the checkpoint that all have saved"
         )
-    if not saved.zero_nvme_offload_optimizer():
-        checkpoints.restore(restored, fingerprint=_NAME)
-        for one, other in zip(saved.module.parameters(), restored.module.parameters(), strict=True):
-            with gathered([one, other]):
-                if not torch.equal(one, other):
-                    raise StorageError(
-                        f"{found.path}: rank {dist.get_rank()} reads other weights than were saved"
-                    )
+    _checkpoints(folder, restored).restore(fingerprint=_NAME)
+    for one, other in zip(saved.module.parameters(), restored.module.parameters(), strict=True):
+        with gathered([one, other]):
+            if not torch.equal(one, other):
+                raise StorageError(
+                    f"{found.path}: rank {dist.get_rank()} reads other weights than were saved"
+                )
     return time.monotonic() - started_s
 
 
