@@ -286,6 +286,26 @@ def test_a_lock_that_a_killed_process_left(tmp_path: Path, monkeypatch: pytest.M
     assert late.status == "warning" and "it goes on, and workers wait for it" in late.what
 
 
+def test_workers_do_not_wait_for_a_build_that_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    lock = tmp_path / "cpu_adam" / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    offloaded = {
+        "optimizer": {"type": "AdamW"},
+        "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
+    }
+    with open(lock):
+        ops.forget_killed_builds(offloaded, "cpu", old_s=0)
+        assert lock.exists(), "this process holds it"
+    started_s = time.monotonic()
+    ops.forget_killed_builds(offloaded, "cpu", old_s=1.5)
+    assert not lock.exists()
+    assert time.monotonic() - started_s > 0.5, "another node may have it while it is young"
+
+
 def test_a_build_without_a_compiler_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")

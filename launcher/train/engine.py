@@ -18,7 +18,7 @@ from deepspeed.utils import set_z3_leaf_module
 from launcher import exact
 from launcher.errors import DsConfigError
 from launcher.plan.plan import StagePlan
-from launcher.train import packed, recompute, sequence
+from launcher.train import ops, packed, recompute, sequence
 from launcher.train.gradients import Gradients
 from launcher.train.parts import Parts
 from launcher.train.step import Fault, StepResult, no_fault
@@ -57,6 +57,7 @@ class Engine:
         for module in recompute.tiled(parts):
             # ZeRO-3 is to make its weights whole once, not once for each layer in it and each tile.
             set_z3_leaf_module(module, True)
+        ops.forget_killed_builds(plan.ds, device.type)
         self.engine, self.optimizer, _, scheduler = deepspeed.initialize(
             model=parts, model_parameters=[_for_optimizer(group) for group in groups], config=plan.ds
         )

@@ -1,6 +1,7 @@
 """DeepSpeed's compiled ops: which ones a ds config needs, and their building."""
 
 import fcntl
+import logging
 import os
 import sys
 import time
@@ -12,6 +13,7 @@ from launcher.plan import offload
 
 LOCK = ".launcher-build.lock"
 _POLL_S = 0.25
+KILLED_AFTER_S = 600.0
 _REMEDIES = {
     "async_io": "install libaio with its headers (libaio-dev, or libaio-devel), or offload to the CPU",
     "gds": "install NVIDIA GPUDirect Storage, or leave out aio.use_gds",
@@ -102,6 +104,32 @@ def build(builder: str, wait_s: float) -> dict[str, Any]:
     else:
         answer |= _build(op, started_s + wait_s)
     return {"op": name, "seconds": time.monotonic() - started_s} | answer
+
+
+def forget_killed_builds(ds_config: Mapping[str, Any], device: str, old_s: float = KILLED_AFTER_S) -> None:
+    """Delete the locks of builds that were killed, before DeepSpeed waits for them for ever.
+
+    A lock that a process here holds is left alone, and a young one too: another node may compile in the same folder.
+
+    Args:
+        ds_config: completed, as the plan has it.
+        device: "cuda" or "cpu".
+        old_s: seconds after which no build goes on any more.
+    """
+    from deepspeed.accelerator import get_accelerator
+    from torch.utils.cpp_extension import _get_build_directory
+
+    for builder in needed(ds_config, device):
+        op = get_accelerator().create_op_builder(builder)
+        if op is None:
+            continue
+        lock = Path(_get_build_directory(op.name, False)) / "lock"
+        while lock.exists() and _holder(lock) is None:
+            if _age_s(lock) > old_s:
+                logging.getLogger(__name__).warning("%s: the build was killed; it is made again", lock)
+                lock.unlink(missing_ok=True)
+            else:
+                time.sleep(_POLL_S)
 
 
 def _build(op: Any, until_s: float) -> dict[str, str | None]:
