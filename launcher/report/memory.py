@@ -6,6 +6,7 @@ from launcher.plan.plan import StagePlan
 from launcher.report.forecast import size
 
 Bytes = dict[str, int | None]
+LITTLE = 512 << 20
 
 
 class Used(Protocol):
@@ -43,11 +44,14 @@ def out_of_memory(plan: StagePlan, predicted: Bytes, used: Used, room: int, *, r
 
 
 def comparison(predicted: Bytes, used: Bytes) -> dict[str, Any]:
-    """Return predicted and used bytes of each worker and their ratio, for each place with both."""
+    """Return predicted and used bytes of each worker and their ratio, for each place with both.
+
+    Of the host the system tells whole processes: little is hidden by what libraries take, and tells nothing.
+    """
     found = {}
     for place in ("device", "host"):
         said, was = predicted.get(place), used.get(place)
-        if said and was:
+        if said and was and (place == "device" or said >= LITTLE):
             found[place] = {"predicted": said, "used": was, "ratio": round(said / was, 3)}
     return found
 
