@@ -121,10 +121,11 @@ def waits(process: subprocess.Popen[bytes], steps: Steps, kills: int) -> list[fl
 
 
 def _start(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k != "DS_ACCELERATOR"}
+    from tests.runs import environment
+
     log = open(folder / "log", "w")
-    environment = clean | {"RAY_TRAIN_V2_ENABLED": "1", "PYTHONPATH": str(ROOT / "benchmarks")}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+    variables = environment(RAY_TRAIN_V2_ENABLED="1", PYTHONPATH=str(ROOT / "benchmarks"))
+    return subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=log)
 
 
 def _until(process: subprocess.Popen[bytes], holds: Callable[[], bool]) -> None:

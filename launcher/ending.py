@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from launcher import failures, oom_kills, storage, verdict
 from launcher.errors import Hang, LauncherError, OutOfMemory
 from launcher.report import history
@@ -106,7 +108,7 @@ class Ending:
         if said := _last_line(_tail(log)):
             seen.append(f"{log.relative_to(self.run_dir)} ends: {said}")
         if bytes_ := self.predicted.get(found.stage, {}).get("host"):
-            there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            there = psutil.virtual_memory().total
             seen.append(
                 f"host memory: {size(bytes_)} predicted for a worker, {size(there)} on the driver's machine"
             )

@@ -58,6 +58,7 @@ class Bulletin(pulse.Board):
     def __init__(self) -> None:
         super().__init__()
         self.events: list[Event] = []
+        self.num_dropped = 0
         self.wish = ""
 
     def post(self, event: Event) -> None:
@@ -65,8 +66,10 @@ class Bulletin(pulse.Board):
         self.events.append({"time": round(time.time(), 3), **event})
 
     def read(self, start: int) -> list[Event]:
-        """Return the events from number `start` on."""
-        return self.events[start:]
+        """Return the events from number `start` on; those before it have been read, and are dropped."""
+        del self.events[: start - self.num_dropped]
+        self.num_dropped = start
+        return self.events
 
     def ask(self, wish: str) -> None:
         """Wish that the workers save and leave at the next step; empty takes it back."""
@@ -163,6 +166,7 @@ class Generation:
         self.bulletin = Bulletin.options(name=name, scheduling_strategy=here).remote()  # type: ignore[attr-defined]
         self.trainer = _trainer(group, name)
         self.events: list[Event] = []
+        self.num_read = 0
         self.failure: BaseException | None = None
         self.ended = threading.Event()
         self.rescue = rescue.Rescue(
@@ -223,6 +227,12 @@ class Generation:
         """The nodes of its workers, as far as these have told."""
         return {event["node"] for event in self.events if event["kind"] == "worker"}
 
+    def _keep(self, event: Event) -> None:
+        """Keep an event; of steps in a row the first and the last, since a run makes millions."""
+        if all(each["kind"] == "step" for each in (event, *self.events[-2:])) and len(self.events) > 1:
+            self.events.pop()
+        self.events.append(event)
+
     def _fit(self) -> None:
         try:
             self.trainer.fit()
@@ -260,8 +270,9 @@ class Generation:
         stop = threading.Event()
 
         def drain() -> None:
-            for event in ray.get(self.bulletin.read.remote(len(self.events)), timeout=30):
-                self.events.append(event)
+            for event in ray.get(self.bulletin.read.remote(self.num_read), timeout=30):
+                self.num_read += 1
+                self._keep(event)
                 self.view.show(event)
 
         def poll() -> None:

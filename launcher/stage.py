@@ -14,6 +14,7 @@ from launcher.data import feed
 from launcher.judge import Verdict, judge
 from launcher.part import in_lock_step
 from launcher.plan.plan import StagePlan
+from launcher.train.step import Wishes
 
 DONE = "done.json"
 
@@ -82,15 +83,18 @@ class StageRun:
             schedule=self.plan.schedule,
             batch_of=lambda step: self.waited_for(batches, step),
             engine=self.guard,
-            clock_wants_save=self.checkpoints.clock_wants_save,
+            wishes=self.wishes,
             record=self.record,
             evaluate=self.evaluate,
             save=self.save,
-            leave_wanted=lambda: bool(self.context.wish()),
             leave=self.leave,
         )
         batches.close()
         self.finish()
+
+    def wishes(self) -> Wishes:
+        """Return what this rank wishes for after the next step."""
+        return Wishes(save=self.checkpoints.clock_wants_save(), leave=bool(self.context.wish()))
 
     def restore(self) -> int:
         """Go on from the last checkpoint; return the steps done."""

@@ -2,13 +2,18 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.conftest import ROOT
@@ -20,6 +25,40 @@ def environment(**extra: str) -> dict[str, str]:
     """This process's, without what another cluster or accelerator would mean."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k != "DS_ACCELERATOR"}
     return clean | extra
+
+
+@contextmanager
+def own_cluster() -> Iterator[Any]:
+    """Yield an empty cluster of raylets, apart from any other; `add_raylet` adds to it."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        # Paths of sockets have to be short; the note of the newest cluster goes there too, not to others'.
+        folder = tempfile.mkdtemp(prefix="ray-")
+        patch.setenv("RAY_TMPDIR", folder)
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        # On a machine with other work, a raylet gives up on its own agent before that has begun.
+        patch.setenv("RAY_agent_register_timeout_ms", "200000")
+        cluster = Cluster()
+        try:
+            yield cluster
+        finally:
+            cluster.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def add_raylet(cluster: Any, num_cpus: int) -> Any:
+    """Add a node, the head first; Ray gives one 30 s to begin, which beside other work can be too short."""
+    options = {"include_dashboard": False} if cluster.head_node is None else {}
+    for is_last in (False, False, True):
+        try:
+            return cluster.add_node(
+                num_cpus=num_cpus, object_store_memory=80 << 20, dashboard_agent_listen_port=None, **options
+            )
+        except Exception:
+            if is_last:
+                raise
+    raise AssertionError
 
 
 class Run:

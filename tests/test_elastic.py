@@ -1,9 +1,6 @@
 """Workers that come and go with the nodes, on a real cluster of several raylets."""
 
-import os
-import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.runs import Run, chat_recipe
+from tests.runs import Run, add_raylet, chat_recipe, own_cluster
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -20,25 +16,9 @@ pytestmark = pytest.mark.timeout(900)
 @pytest.fixture
 def machines() -> Iterator[Any]:
     """A cluster of a head with one CPU; nodes are added by the tests."""
-    from ray.cluster_utils import Cluster
-
-    with pytest.MonkeyPatch.context() as patch:
-        # Paths of sockets have to be short; the note of the newest cluster goes there too, not to others'.
-        folder = tempfile.mkdtemp(prefix="ray-")
-        patch.setenv("RAY_TMPDIR", folder)
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-        patch.setenv("RAY_agent_register_timeout_ms", "200000")
-        cluster = Cluster()
-        try:
-            cluster.add_node(num_cpus=1, include_dashboard=False, object_store_memory=80 << 20)
-            yield cluster
-        finally:
-            cluster.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def add(cluster: Any) -> Any:
-    return cluster.add_node(num_cpus=1, object_store_memory=80 << 20, dashboard_agent_listen_port=None)
+    with own_cluster() as cluster:
+        add_raylet(cluster, 1)
+        yield cluster
 
 
 def seconds_to_the_next_step(run: Run, num_workers: int) -> float:
@@ -60,7 +40,7 @@ def test_a_run_shrinks_and_grows_with_its_nodes(
     machines: Any, chat_setup: dict[str, Any], tmp_path: Path
 ) -> None:
     recipe = chat_recipe(chat_setup, tmp_path / "chat.yaml", steps=4000)
-    node = add(machines)
+    node = add_raylet(machines, 1)
     settings = ["--set", "checkpoint.every_steps=20", "--set", "log_samples=true"]
     run = Run(recipe, tmp_path / "runs", "--workers", "1:2", "--address", machines.address, *settings)
     run.start().wait_for_step(30)
@@ -68,7 +48,7 @@ def test_a_run_shrinks_and_grows_with_its_nodes(
     # As a spot node goes that gives no notice.
     machines.remove_node(node, allow_graceful=False)
     shrunk_s = seconds_to_the_next_step(run, 1)
-    node = add(machines)
+    node = add_raylet(machines, 1)
     grown_s = seconds_to_the_next_step(run, 2)
     print(f"next step after a node went {shrunk_s:.1f} s, after one came {grown_s:.1f} s")
     # Growing loses no step: the workers had saved before they left.

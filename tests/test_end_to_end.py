@@ -13,15 +13,11 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
+from tests.runs import environment
 
 PYTHON = sys.executable
 LIMIT_S = 400
 pytestmark = pytest.mark.timeout(900)
-
-
-def _environment(**extra: str) -> dict[str, str]:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k != "DS_ACCELERATOR"}
-    return clean | extra
 
 
 def _command(runs: Path, *arguments: str, ds: str = "zero3.json") -> list[str]:
@@ -31,7 +27,7 @@ def _command(runs: Path, *arguments: str, ds: str = "zero3.json") -> list[str]:
 
 def _run(command: list[str], **extra: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, cwd=ROOT, env=_environment(**extra), capture_output=True, text=True, timeout=LIMIT_S
+        command, cwd=ROOT, env=environment(**extra), capture_output=True, text=True, timeout=LIMIT_S
     )
 
 
@@ -98,21 +94,21 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory):
     """A Ray cluster on ports of its own; yields the environment that submits to it."""
     folder = Path("/tmp") / f"ray-test-{os.getpid()}"
     gcs, dashboard = _free_ports(2)
-    environment = _environment(RAY_AUTH_MODE="disabled")
+    variables = environment(RAY_AUTH_MODE="disabled")
     command = [str(Path(PYTHON).parent / "ray"), "start", "--head", "--block", f"--port={gcs}"]
     command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--num-cpus=3"]
     command += [f"--temp-dir={folder}", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
     log = open(tmp_path_factory.mktemp("head") / "log", "w")
     head = subprocess.Popen(
-        command, env=environment, stdout=log, stderr=log, cwd=folder.parent, start_new_session=True
+        command, env=variables, stdout=log, stderr=log, cwd=folder.parent, start_new_session=True
     )
     address = f"http://127.0.0.1:{dashboard}"
-    environment["RAY_API_SERVER_ADDRESS"] = address
+    variables["RAY_API_SERVER_ADDRESS"] = address
     deadline = time.monotonic() + 90
-    while subprocess.run([command[0], "job", "list"], env=environment, capture_output=True).returncode:
+    while subprocess.run([command[0], "job", "list"], env=variables, capture_output=True).returncode:
         assert time.monotonic() < deadline, Path(log.name).read_text()
         time.sleep(1)
-    yield environment
+    yield variables
     head.send_signal(signal.SIGTERM)
     try:
         head.wait(timeout=30)
@@ -120,13 +116,13 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory):
         os.killpg(head.pid, signal.SIGKILL)
 
 
-def _submit(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+def _submit(variables: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     ray = str(Path(PYTHON).parent / "ray")
     command = [ray, "job", "submit", "--working-dir", ".", "--", PYTHON, "launcher/run.py"]
     return subprocess.run(
         [*command, "--ds", "ds_configs/zero3.json", *arguments],
         cwd=ROOT,
-        env=environment,
+        env=variables,
         capture_output=True,
         text=True,
         timeout=LIMIT_S,

@@ -12,6 +12,7 @@ from launcher.judge import Verdict, is_better_high, judge
 from launcher.plan.schedule import Schedule
 from launcher.tasks import create
 from launcher.train import loop
+from launcher.train.step import NO_WISHES, Wishes
 
 NAN = math.nan
 
@@ -115,8 +116,7 @@ def test_a_verdict_survives_a_checkpoint() -> None:
 
 @dataclass
 class Result:
-    save_wanted: bool = False
-    leave_wanted: bool = False
+    wishes: Wishes = NO_WISHES
 
 
 @dataclass
@@ -126,10 +126,10 @@ class Counter:
     made: list[int] = field(default_factory=list)
     wanted: list[bool] = field(default_factory=list)
 
-    def step(self, batch: int, lr: float, *, save_wanted: bool = False, leave_wanted: bool = False) -> Result:
+    def step(self, batch: int, lr: float, wishes: Wishes) -> Result:
         self.made.append(batch)
-        self.wanted.append(save_wanted)
-        return Result(save_wanted, leave_wanted)
+        self.wanted.append(wishes.save)
+        return Result(wishes)
 
 
 def train(
@@ -157,11 +157,10 @@ def train(
         ),
         batch_of=lambda step: step,
         engine=trainer,
-        clock_wants_save=lambda: False,
+        wishes=Wishes,
         record=lambda batch, result: None,
         evaluate=evaluate,
         save=saved.append,
-        leave_wanted=lambda: False,
         leave=lambda step: None,
     )
     return trainer.made, judged, saved

@@ -1,17 +1,14 @@
 """A worker that runs out of memory: what is said, and going on with half the micro-batch. Real limits, real runs."""
 
 import json
-import os
 import resource
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.conftest import ROOT, make_tokenizer
+from tests.conftest import make_tokenizer
+from tests.runs import Run
 
 pytestmark = pytest.mark.timeout(600)
 MORE_BYTES = 150_000_000
@@ -42,43 +39,15 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "recipe.yaml"
 
 
-def _begun(run_dir: Path) -> list[dict[str, object]]:
-    path = run_dir / "metrics.jsonl"
-    events = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [event for event in events if event["kind"] == "stage_begin"]
-
-
-def _run_with_limit(recipe: Path, *arguments: str) -> tuple[int, str]:
-    """Start a run; once rank 0 has begun the stage, leave it little more memory than it has. Return its end."""
-    runs = recipe.parent / "runs"
-    command = [
-        sys.executable,
-        "launcher/run.py",
-        str(recipe),
-        "--ds",
-        "ds_configs/zero1.json",
-        "--workers",
-        "2",
-    ]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    before = len(_begun(runs / "it"))
-    process = subprocess.Popen(
-        [*command, "--run-root", str(runs), "--name", "it", "--no-fit-check", *arguments],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    until = time.monotonic() + 200
-    while len(_begun(runs / "it")) == before and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.02)
-    if process.poll() is None:
-        pid = int(str(_begun(runs / "it")[before]["pid"]))
-        limit = _data_bytes(pid) + MORE_BYTES
-        resource.prlimit(pid, resource.RLIMIT_DATA, (limit, limit))
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
+def run_with_limit(recipe: Path, *arguments: str) -> Run:
+    """Make a run; once rank 0 has begun the stage, leave it little more memory than it has."""
+    run = Run(recipe, recipe.parent / "runs", "--workers", "2", "--no-fit-check", *arguments, ds="zero1.json")
+    before = len(run.events("stage_begin"))
+    run.start().wait_until(lambda: len(run.events("stage_begin")) > before, "a stage's begin")
+    pid = run.events("stage_begin")[before]["pid"]
+    limit = _data_bytes(pid) + MORE_BYTES
+    resource.prlimit(pid, resource.RLIMIT_DATA, (limit, limit))
+    return run
 
 
 def _data_bytes(pid: int) -> int:
@@ -87,15 +56,17 @@ def _data_bytes(pid: int) -> int:
 
 
 def test_without_memory_a_run_says_so_and_goes_on_with_half(recipe: Path) -> None:
-    code, output = _run_with_limit(recipe)
+    run = run_with_limit(recipe)
+    code, output = run.end(), run.output()
     assert code == 7, output[-3000:]
     assert "stage only ran out of host memory on rank 0" in output
     assert "predicted" in output
     assert "micro-batch of 32 samples: on_oom: shrink goes on" in output
-    code, output = _run_with_limit(recipe, "--set", "on_oom=shrink")
+    run = run_with_limit(recipe, "--set", "on_oom=shrink")
+    code, output = run.end(), run.output()
     assert code == 0, output[-3000:]
     assert "going on from the last checkpoint with half the micro-batch" in output
-    run_dir = recipe.parent / "runs" / "it"
+    run_dir = run.run_dir
     assert json.loads((run_dir / "halvings.json").read_text()) == {"only": 1}
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["halvings"] == {"only": 1}

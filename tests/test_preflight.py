@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,8 @@ from launcher.plan.plan import World
 from launcher.report import findings
 from launcher.report.findings import Finding
 from launcher.train import ops
-from tests.conftest import ROOT, make_tokenizer, write_jsonl
+from tests.conftest import make_tokenizer, write_jsonl
+from tests.runs import add_raylet, own_cluster
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -35,41 +35,18 @@ PLAIN = {
 PATIENT_S = 200.0
 
 
-def add_patiently(machines: Any, options: dict[str, Any]) -> None:
-    """Add a raylet; Ray gives one 30 s to begin, which on a machine with other work can be too short."""
-    for is_last in (False, False, True):
-        try:
-            machines.add_node(
-                num_cpus=2, object_store_memory=80 << 20, dashboard_agent_listen_port=None, **options
-            )
-            return
-        except Exception:
-            if is_last:
-                raise
-
-
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[None]:
     import ray
-    from ray.cluster_utils import Cluster
 
-    with pytest.MonkeyPatch.context() as patch:
-        # Paths of sockets have to be short; the note of the newest cluster goes there too, not to others'.
-        folder = tempfile.mkdtemp(prefix="ray-")
-        patch.setenv("RAY_TMPDIR", folder)
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-        # On a machine with other work, a raylet gives up on its own agent before that has begun.
-        patch.setenv("RAY_agent_register_timeout_ms", "200000")
-        machines = Cluster()
+    with own_cluster() as machines:
+        for _ in range(2):
+            add_raylet(machines, 2)
+        ray.init(address=machines.address, log_to_driver=False)
         try:
-            for number in range(2):
-                add_patiently(machines, {"include_dashboard": False} if number == 0 else {})
-            ray.init(address=machines.address, log_to_driver=False)
             yield
         finally:
             ray.shutdown()
-            machines.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

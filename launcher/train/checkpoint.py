@@ -8,7 +8,8 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,12 +97,10 @@ class Checkpoints:
                 self._commit(path, step, engine_state | state, started_s, stalled_s)
 
         stalled_s = [0.0]
-        try:
+        with _storage_errors(path):
             path.mkdir(parents=True, exist_ok=True)
             _check_space(path, self.writer)
             self.writer.write(file_of(path, self.rank), then)
-        except (OSError, TimeoutError) as error:
-            raise _failed(path, error) from error
         stalled_s[0] = time.monotonic() - started_s
         self.saved_at_s = time.monotonic()
         return stalled_s[0]
@@ -112,10 +111,8 @@ class Checkpoints:
         Raises:
             StorageError: a checkpoint could not be written.
         """
-        try:
+        with _storage_errors(self.directory):
             self.writer.check()
-        except (OSError, TimeoutError) as error:
-            raise _failed(self.directory, error) from error
 
     def wait(self) -> None:
         """Wait until what was saved is committed; every rank must call it.
@@ -123,10 +120,8 @@ class Checkpoints:
         Raises:
             StorageError: it could not be written.
         """
-        try:
+        with _storage_errors(self.directory):
             self.writer.wait()
-        except (OSError, TimeoutError) as error:
-            raise _failed(self.directory, error) from error
         dist.barrier()
 
     def restore(self, *, fingerprint: str, content: str = "") -> int:
@@ -185,7 +180,7 @@ class Checkpoints:
     def _agreed(self) -> Found | None:
         """The newest checkpoint as rank 0 sees it."""
         found = self.latest() if self.rank == 0 else None
-        told = torch.tensor([found.step if found else -1], device=_device(self.writer))
+        told = torch.tensor([found.step if found else -1], device=self.writer.shards.engine.device)
         dist.broadcast(told, 0)
         step = int(told.item())
         if step < 0:
@@ -197,7 +192,7 @@ class Checkpoints:
         """Compare the digests of all files, each rank of its share."""
         mine = list(found.state["files"].items())[self.rank :: self.num_ranks]
         is_whole = all(_has_digest(found.path / name, note["digest"]) for name, note in mine)
-        told = torch.tensor([int(is_whole)], device=_device(self.writer))
+        told = torch.tensor([int(is_whole)], device=self.writer.shards.engine.device)
         dist.all_reduce(told, dist.ReduceOp.MIN)
         return bool(told.item())
 
@@ -276,12 +271,16 @@ def _check_space(path: Path, writer: Writer) -> None:
         raise OSError(errno.ENOSPC, f"{needed / 1e9:,.2f} GB are needed, {free / 1e9:,.2f} GB are free")
 
 
-def _failed(path: Path, error: Exception) -> StorageError:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return StorageError(
-        f"{path}: the checkpoint could not be written: {reason}: the checkpoints before it are kept; free space or"
-        " mend the storage, and the same command continues"
-    )
+@contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    """Raise what goes wrong in writing as an error with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{path}: the checkpoint could not be written: {error.strerror or error}: the checkpoints before it are"
+            " kept; free space or mend the storage, and the same command continues"
+        ) from error
 
 
 def _has_files(found: Found) -> bool:
@@ -297,7 +296,3 @@ def _has_digest(path: Path, digest: str) -> bool:
         return shard_file.digest_of(path) == digest
     except OSError:
         return False
-
-
-def _device(writer: Writer) -> torch.device:
-    return writer.shards.engine.device if dist.get_backend() == "nccl" else torch.device("cpu")  # type: ignore[no-any-return]

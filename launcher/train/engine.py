@@ -21,7 +21,7 @@ from launcher.plan.plan import StagePlan
 from launcher.train import ops, packed, recompute, sequence
 from launcher.train.gradients import Gradients
 from launcher.train.parts import Parts
-from launcher.train.step import Fault, StepResult, no_fault
+from launcher.train.step import NO_WISHES, Fault, StepResult, Wishes, no_fault
 from launcher.train.trainable import Group
 
 if TYPE_CHECKING:
@@ -85,9 +85,8 @@ class Engine:
         self,
         batches: tuple[StepBatch, ...],
         lr: float,
+        wishes: Wishes = NO_WISHES,
         *,
-        save_wanted: bool = False,
-        leave_wanted: bool = False,
         fault: Fault = no_fault,
     ) -> StepResult:
         """Train on this rank's part of a global batch, and update, unless its numbers have gone wrong.
@@ -99,8 +98,7 @@ class Engine:
         Args:
             batches: for each part this rank's micro-batches; as many in every part on every rank.
             lr: the learning rate of this step, unless the ds config brings a scheduler.
-            save_wanted: whether this rank wants a checkpoint now; one rank's wish is told to all.
-            leave_wanted: whether this rank wants all to save and leave; likewise.
+            wishes: of this rank; they are told to all.
             fault: judges loss and norm before the update; what it says is the same on all ranks.
         """
         self.engine.train()
@@ -119,9 +117,7 @@ class Engine:
             if not is_last:
                 self.engine.step()
         squares = self.gradients.square_sum().to(self._told_device()).view(1)
-        sums, square, wishes = self._told(
-            torch.stack(parts).sum(0), squares, save_wanted=save_wanted, leave_wanted=leave_wanted
-        )
+        sums, square, wishes = self._told(torch.stack(parts).sum(0), squares, wishes)
         losses = [total / max(1, batch.num_targets) for total, batch in zip(sums, batches, strict=True)]
         loss = sum(weight * each for weight, each in zip(self.weights, losses, strict=True))
         found = fault(loss, norm := math.sqrt(square), heals=self.gradients.heals())
@@ -130,30 +126,23 @@ class Engine:
         else:
             self.engine.step()
         by_micro_batch = torch.stack(parts).tolist() if found else []
-        return StepResult(loss, losses, norm, used_lr, *wishes, found, by_micro_batch)
+        return StepResult(loss, losses, norm, used_lr, wishes, found, by_micro_batch)
 
-    def passed_by(
-        self,
-        batches: tuple[StepBatch, ...],
-        why: str,
-        *,
-        save_wanted: bool = False,
-        leave_wanted: bool = False,
-    ) -> StepResult:
+    def passed_by(self, batches: tuple[StepBatch, ...], why: str, wishes: Wishes) -> StepResult:
         """Make no step of these batches, and agree on the wishes as a step does; every rank must call it."""
         nothing = torch.zeros(len(batches), dtype=torch.float64, device=self._told_device())
-        *_, wishes = self._told(nothing, nothing[:1], save_wanted=save_wanted, leave_wanted=leave_wanted)
-        return StepResult(math.nan, [math.nan] * len(batches), math.nan, 0.0, *wishes, fault=why)
+        *_, wishes = self._told(nothing, nothing[:1], wishes)
+        return StepResult(math.nan, [math.nan] * len(batches), math.nan, 0.0, wishes, fault=why)
 
     def _told(
-        self, sums: torch.Tensor, squares: torch.Tensor, *, save_wanted: bool, leave_wanted: bool
-    ) -> tuple[list[float], float, tuple[bool, bool]]:
+        self, sums: torch.Tensor, squares: torch.Tensor, wishes: Wishes
+    ) -> tuple[list[float], float, Wishes]:
         """Add up over all ranks what a step tells, in one exchange: loss sums, the squared norm, wishes."""
-        wishes = torch.tensor([float(save_wanted), float(leave_wanted)], dtype=torch.float64)
-        told = torch.cat([sums, squares, wishes.to(sums.device, non_blocking=True)])
+        wished = torch.tensor([float(wishes.save), float(wishes.leave)], dtype=torch.float64)
+        told = torch.cat([sums, squares, wished.to(sums.device, non_blocking=True)])
         dist.all_reduce(told)
         *all_sums, square, saving, leaving = told.tolist()
-        return all_sums, square, (saving > 0, leaving > 0)
+        return all_sums, square, Wishes(saving > 0, leaving > 0)
 
     def backward(self, batches: tuple[StepBatch, ...], round_: tuple[MicroBatch, ...]) -> torch.Tensor:
         """Run one micro-batch of every part forward and backward; return their loss sums."""

@@ -6,21 +6,20 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from launcher.plan.schedule import Schedule
+from launcher.train.step import Wishes
 
 
 class Result(Protocol):
     """What a step tells the loop."""
 
-    save_wanted: bool
-    leave_wanted: bool
+    @property
+    def wishes(self) -> Wishes: ...
 
 
 class Trainer(Protocol):
     """What the loop needs of an engine."""
 
-    def step(
-        self, batch: Any, lr: float, *, save_wanted: bool = False, leave_wanted: bool = False
-    ) -> Result: ...
+    def step(self, batch: Any, lr: float, wishes: Wishes) -> Result: ...
 
 
 def run(
@@ -29,11 +28,10 @@ def run(
     schedule: Schedule,
     batch_of: Callable[[int], Any],
     engine: Trainer,
-    clock_wants_save: Callable[[], bool],
+    wishes: Callable[[], Wishes],
     record: Callable[[Any, Result], None],
     evaluate: Callable[[int], bool],
     save: Callable[[int], None],
-    leave_wanted: Callable[[], bool],
     leave: Callable[[int], None],
 ) -> None:
     """Train from after step `start` to the end of the schedule, or until `evaluate` says that it is enough.
@@ -42,14 +40,12 @@ def run(
     """
     for step in range(start + 1, schedule.num_steps + 1):
         batch = batch_of(step)
-        result = engine.step(
-            batch, schedule.lr(step), save_wanted=clock_wants_save(), leave_wanted=leave_wanted()
-        )
+        result = engine.step(batch, schedule.lr(step), wishes())
         record(batch, result)
         is_enough = schedule.eval_due(step) and evaluate(step)
-        if schedule.save_due(step, wanted=result.save_wanted or result.leave_wanted or is_enough):
+        if schedule.save_due(step, wanted=result.wishes.save or result.wishes.leave or is_enough):
             save(step)
-        if result.leave_wanted:
+        if result.wishes.leave:
             leave(step)
         if is_enough:
             break

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch.distributed as dist
 
 from launcher.errors import NumbersError
+from launcher.train.step import NO_WISHES, Wishes
 
 if TYPE_CHECKING:
     from launcher.data.feed import StepBatch
@@ -94,23 +95,16 @@ class Guard:
         self.on_nan, self.passed, self.rule = on_nan, passed, Rule(spike)
         self.num_in_a_row = 0
 
-    def step(
-        self,
-        batches: tuple[StepBatch, ...],
-        lr: float,
-        *,
-        save_wanted: bool = False,
-        leave_wanted: bool = False,
-    ) -> StepResult:
+    def step(self, batches: tuple[StepBatch, ...], lr: float, wishes: Wishes = NO_WISHES) -> StepResult:
         """Make a step, or skip it; every rank does the same.
 
         Raises:
             NumbersError: it went wrong, and is not to be skipped.
         """
-        step, wishes = batches[-1].step, {"save_wanted": save_wanted, "leave_wanted": leave_wanted}
+        step = batches[-1].step
         if step in self.passed:
-            return self.engine.passed_by(batches, PASSED, **wishes)
-        result = self.engine.step(batches, lr, fault=self.rule.fault, **wishes)
+            return self.engine.passed_by(batches, PASSED, wishes)
+        result = self.engine.step(batches, lr, wishes, fault=self.rule.fault)
         if not result.fault:
             self.num_in_a_row = 0
             self.rule.losses.append(result.loss)

@@ -5,11 +5,23 @@ from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
+class Wishes:
+    """What is to be done after a step: save, or save and leave. One rank's wish is all ranks'."""
+
+    save: bool = False
+    leave: bool = False
+
+
+NO_WISHES = Wishes()
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """What one optimizer step gave.
 
     Attributes:
         loss: the mean over the global batch; `losses`: of each part.
+        wishes: of any rank.
         gradient_norm: of the whole gradient, before it is clipped.
         fault: why nothing was updated; empty: it was.
         micro_losses: of a step with a fault, by micro-batch of this rank and by part.
@@ -19,8 +31,7 @@ class StepResult:
     losses: list[float]
     gradient_norm: float
     learning_rate: float
-    save_wanted: bool
-    leave_wanted: bool
+    wishes: Wishes
     fault: str = ""
     micro_losses: list[list[float]] = field(default_factory=list)
 

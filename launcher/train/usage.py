@@ -1,10 +1,10 @@
 """How much memory a process has used, and whether an error says that there was none left."""
 
 import contextlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -45,7 +45,7 @@ class Watch:
         """Return the bytes of the device that ran out, or of the host."""
         if self.device.type == "cuda":
             return int(torch.cuda.mem_get_info(self.device)[1])
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return int(psutil.virtual_memory().total)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

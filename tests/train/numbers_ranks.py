@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from launcher.errors import NumbersError
+from launcher.train.step import Wishes
 from tests.conftest import free_port, join_ranks
 from tests.train.transfer_ranks import NUM_RANKS, Case, context_of, whole
 
@@ -62,12 +63,12 @@ def _trained(case: Case, rank: int, on_nan: Any, passed: frozenset[int]) -> dict
         before = _state(shards)
         try:
             result = guard.step(
-                in_lock_step(built.parts, step), plan.schedule.lr(step), save_wanted=rank == 1
+                in_lock_step(built.parts, step), plan.schedule.lr(step), Wishes(save=rank == 1)
             )
         except NumbersError as error:
             found |= {"error": error, "changed_by_error": _differs(before, _state(shards))}
             break
-        assert result.save_wanted and not result.leave_wanted
+        assert result.wishes == Wishes(save=True)
         found["faults"].append(result.fault)
         found["losses"].append(result.loss)
         found["norms"].append(result.gradient_norm)
