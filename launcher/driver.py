@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from launcher import capacity, failures, storage, tasks
+from launcher import capacity, failures, spare, storage, tasks
 from launcher import recipe as recipes
 from launcher.errors import ClusterError, ExportFailed
 from launcher.facts import Prepared
@@ -115,7 +115,8 @@ def run(
         )
         generation = Generation(group, view)
         with _lived(lives, generation) as life:
-            reason = life.reason = generation.run(_Watch(world.num_workers, most, kind, view, meddle))
+            watch = _Watch(world.num_workers, most, kind, view, meddle, job.recipe.spares)
+            reason = life.reason = generation.run(watch)
         policy.num_failures += generation.num_failures
         policy.remember(generation.hangs)
         if reason == "done":
@@ -144,9 +145,18 @@ _REASONS = {"preempted": "a node is about to go", "grow": "nodes have come", "lo
 class _Watch:
     """Looks at the cluster, and at the user's signals, while a generation trains."""
 
-    def __init__(self, num_workers: int, most: int, kind: str, view: View, meddle: Meddle | None) -> None:
+    def __init__(
+        self,
+        num_workers: int,
+        most: int,
+        kind: str,
+        view: View,
+        meddle: Meddle | None,
+        has_spares: bool,
+    ) -> None:
         self.num_workers, self.most, self.kind, self.view = num_workers, most, kind, view
-        self.meddle = meddle
+        self.meddle, self.has_spares = meddle, has_spares
+        self.welcomed: set[str] = set()
         self.asked: Reason | None = None
         self.looked_s = self.grown_s = time.monotonic()
 
@@ -158,6 +168,7 @@ class _Watch:
         if now_s - self.looked_s < 1 or self.asked:
             return
         self.looked_s, nodes = now_s, capacity.look(self.kind)
+        self._welcome(generation, nodes)
         if going := generation.nodes & nodes.draining:
             self.view.say(f"{len(going)} of the nodes will soon go: saving, then going on without")
             self._ask(generation, "preempted")
@@ -176,6 +187,17 @@ class _Watch:
             raise KeyboardInterrupt
         self.view.say("stopping after a checkpoint at the end of this step; once more stops at once")
         self._ask(generation, "stop")
+
+    def _welcome(self, generation: Generation, nodes: capacity.Nodes) -> None:
+        """Let processes start on nodes that have just come, while the workers still train and save."""
+        if not self.has_spares or not generation.has_begun or nodes.num_workers <= self.num_workers:
+            return
+        room = self.most - self.num_workers
+        for node, num_workers in nodes.workers.items():
+            if node not in generation.nodes | self.welcomed and (num_starting := min(num_workers, room)) > 0:
+                self.welcomed.add(node)
+                room -= num_starting
+                spare.order_on(node, num_starting, generation.group.env_vars)
 
     def _ask(self, generation: Generation, wish: Reason) -> None:
         self.asked = wish

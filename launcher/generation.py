@@ -32,7 +32,7 @@ from ray.train.v2._internal.exceptions import (
 from ray.train.v2.api.callback import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from launcher import bad_batches, errors, failures, hangs, pulse, rescue, storage, worker
+from launcher import bad_batches, errors, failures, hangs, pulse, rescue, spare, storage, worker
 from launcher.errors import TrainingFailed
 from launcher.report.record import Event
 from launcher.report.view import View
@@ -146,6 +146,14 @@ class Group:
     policy: failures.Policy
     is_elastic: bool
     hang_minutes: float | None = None
+
+    @property
+    def env_vars(self) -> dict[str, str]:
+        """Of its workers' environment."""
+        # Workers need the compiler's helpers of this environment on their path, activated or not.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        found = {"PATH": path, "TOKENIZERS_PARALLELISM": "true"} | spare.environment()
+        return found if self.on_gpu else found | {"DS_ACCELERATOR": "cpu"}
 
 
 class Watch(Protocol):
@@ -294,11 +302,6 @@ class Generation:
 
 
 def _trainer(group: Group, bulletin: str) -> Any:
-    # Workers need the compiler's helpers of this environment on their path, activated or not.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    environment = {"PATH": path, "TOKENIZERS_PARALLELISM": "true"}
-    if not group.on_gpu:
-        environment["DS_ACCELERATOR"] = "cpu"
     return ray.train.torch.TorchTrainer(
         worker.train,
         train_loop_config=group.job | {"bulletin": bulletin},
@@ -317,6 +320,6 @@ def _trainer(group: Group, bulletin: str) -> Any:
                 controller_failure_limit=0,
             ),
             callbacks=[OnFailure(group.policy, bulletin, group.run_dir, group.is_elastic)],
-            worker_runtime_env={"env_vars": environment},
+            worker_runtime_env={"env_vars": group.env_vars},
         ),
     )

@@ -394,6 +394,9 @@ class Recipe(Section):
     hang_minutes: Literal["auto"] | PositiveFloat = "auto"
     """Minutes without a step after which workers are taken to hang. `auto`: 20 usual steps, at least 2 minutes and
     at most 60; the first steps, loading, evaluating and saving have longer limits of their own."""
+    spares: bool = True
+    """Keep a process ready beside each worker, half a minute after the workers began: a restart then does not wait
+    for imports. It takes about half a GB of the host's memory, and is left out where that is scarce."""
     on_oom: Literal["stop", "shrink"] = "stop"
     """When a worker runs out of memory: `stop`, or `shrink`: go on from the last checkpoint with half the
     micro-batch and the same global batch, again and again down to one sample."""
@@ -419,7 +422,16 @@ class Recipe(Section):
         return self
 
 
-_OF_THE_WAY = {"checkpoint", "max_failures", "hang_minutes", "on_oom", "on_nan", "spike", "log_samples"}
+_OF_THE_WAY = {
+    "checkpoint",
+    "max_failures",
+    "hang_minutes",
+    "spares",
+    "on_oom",
+    "on_nan",
+    "spike",
+    "log_samples",
+}
 """Keys that say how a run goes on, not to what end: they may change from one try to the next."""
 
 

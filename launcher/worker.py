@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 
-from launcher import heart, oom_kills, storage
+from launcher import heart, oom_kills, spare, storage
 from launcher import recipe as recipes
 from launcher.assembly import Context
 from launcher.errors import LauncherError, OutOfMemory
@@ -45,7 +46,7 @@ def train(job: dict[str, Any]) -> None:
     _tell(job, kind="worker", rank=rank, pid=os.getpid(), oom_kills=oom_kills.count(), **place)
     _send_chatter_to(Path(job["run_dir"]) / "logs" / f"rank-{rank}.log")
     try:
-        with heart.beating(job["bulletin"], rank, Path(job["run_dir"])) as pulse:
+        with heart.beating(job["bulletin"], rank, Path(job["run_dir"])) as pulse, _spare(job):
             _run(job, rank, pulse)
     except Leave as leave:
         if rank == 0:
@@ -88,6 +89,13 @@ def _stage(context: Context, plan: StagePlan, predicted: dict[str, int | None]) 
             plan, predicted, watch.usage(), watch.room(), rank=context.rank, host=socket.gethostname()
         )
         raise OutOfMemory(message, plan.name, plan.can_halve) from error
+
+
+def _spare(job: dict[str, Any]) -> AbstractContextManager[None]:
+    """Order a spare for this worker, where the recipe wants it."""
+    if not recipes.parse(job["recipe"]).spares:
+        return nullcontext()
+    return spare.ordered(ray.train.get_context().get_local_world_size())
 
 
 def _context(job: dict[str, Any], rank: int, pulse: Pulse) -> Context:
