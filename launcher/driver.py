@@ -12,8 +12,9 @@ from typing import Any
 
 import ray
 
-from launcher import capacity, failures, spare, storage, tasks
+from launcher import autoscaler, capacity, failures, spare, storage, tasks
 from launcher import recipe as recipes
+from launcher.capacity import Workers
 from launcher.errors import ClusterError, ExportFailed
 from launcher.facts import Prepared
 from launcher.forgetting import AFTER
@@ -29,9 +30,6 @@ from launcher.stage import DONE
 from launcher.worker import HALVINGS
 
 Meddle = Callable[[Generation], None]
-Workers = tuple[int, int]
-"""The fewest and the most workers to run with."""
-
 WAIT_S = 1800.0
 """How long to wait for nodes that are to take the place of lost ones."""
 GROW_AFTER_S = 10.0
@@ -53,18 +51,27 @@ class Job:
     run_dir: Path
     outlook: Outlook
     workers: Workers | None = None
+    wait_s: float = WAIT_S
 
 
 @contextmanager
-def cluster(address: str | None, workers: Workers | None) -> Iterator[World]:
+def cluster(
+    address: str | None, workers: Workers | None, wait_s: float, say: Callable[[str], None]
+) -> Iterator[World]:
     """Join the cluster that is meant, or start one on this machine; yield the workers to use.
 
+    Args:
+        address: of a cluster; None: of the environment, else one is started.
+        workers: the fewest and the most; None: all that there are.
+        wait_s: how long to wait for an autoscaler's nodes; 0: not at all.
+        say: is told what is waited for.
+
     Raises:
-        ClusterError: the cluster cannot be reached, or never can hold the workers.
+        ClusterError: the cluster cannot be reached, or never can hold the workers, or does not in time.
     """
     _connect(address, workers[1] if workers else None)
     try:
-        yield _world(workers)
+        yield capacity.world(workers, wait_s, say)
     except KeyboardInterrupt:
         # A thread may be waiting inside Ray, which shutting down would crash: the process's end does it.
         raise
@@ -116,14 +123,16 @@ def run(
         generation = Generation(group, view)
         with _lived(lives, generation) as life:
             watch = _Watch(world.num_workers, most, kind, view, meddle, job.recipe.spares)
-            reason = life.reason = generation.run(watch)
+            missing = most - world.num_workers if autoscaler.state().is_there else 0
+            with autoscaler.demand(kind, missing, is_gang=False):
+                reason = life.reason = generation.run(watch)
         policy.num_failures += generation.num_failures
         policy.remember(generation.hangs)
         if reason == "done":
             return _finish(job, world, prepared, view)
         if reason == "stop":
             raise KeyboardInterrupt
-        there = capacity.wait_for(fewest, most, kind, WAIT_S, view.say)
+        there = capacity.wait_for(fewest, most, kind, job.wait_s, view.say)
         if there != world.num_workers or reason != "lost":
             view.say(f"going on with {there} workers: {_REASONS[reason]}")
         world = replace(world, num_workers=there)
@@ -228,22 +237,6 @@ def _connect(address: str | None, num_workers: int | None) -> None:
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         reason = str(error).splitlines()[0]
         raise ClusterError(f"cannot reach a Ray cluster at {options['address']}: {reason}") from None
-
-
-def _world(workers: Workers | None) -> World:
-    resources = ray.cluster_resources()
-    num_gpus, num_cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-    device = "cuda" if num_gpus else "cpu"
-    available = num_gpus or num_cpus
-    fewest, most = workers or (1, num_gpus or min(2, num_cpus))
-    if most < 1:
-        raise ClusterError("the cluster has neither CPUs nor GPUs to run workers on")
-    if fewest > available:
-        kind = "GPUs" if num_gpus else "CPUs"
-        raise ClusterError(
-            f"--workers {fewest}, but the cluster has {available} {kind}: ask for at most that"
-        )
-    return World(num_workers=min(most, available), device=device)  # type: ignore[arg-type]
 
 
 def _for_workers(job: Job, world: World, prepared: Prepared) -> dict[str, Any]:

@@ -1,31 +1,14 @@
 """Room for the workers: there already, in use, to come from an autoscaler, or never."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
 import ray
-import yaml
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from launcher.autoscaler import NodeType, launching, most, node_types
 from launcher.plan.plan import World
 from launcher.report.findings import Finding
-
-BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
-"""Where `ray up` leaves a cluster's config, on its head node."""
-_STATUS_S = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeType:
-    """A kind of node that an autoscaler can add."""
-
-    name: str
-    most: int | None
-    """None: as many as are wanted."""
-    resources: Mapping[str, float]
 
 
 @contextmanager
@@ -90,13 +73,13 @@ def verdict(
             f"{needs}, but only {free} were free within {waited_s:.0f} s: the run will wait until others end"
         )
         return Finding(name="placement", status="warning", what=what, figures=figures)
-    most, names = _most(_kind(world), there, types)
-    figures["most"] = most
-    if types and (most is None or most >= wanted):
+    limit, names = most(_kind(world), there, types)
+    figures["most"] = limit
+    if types and (limit is None or limit >= wanted):
         what = f"{needs}: the autoscaler can add {names}, and the run waits for them"
         return Finding(name="placement", status="warning", what=what, figures=figures)
     if types:
-        what = f"{needs} and can grow to {most}: use --workers {max(1, most or 0)}, or raise its maximum"
+        what = f"{needs} and can grow to {limit}: use --workers {max(1, limit or 0)}, or raise its maximum"
         return Finding(name="placement", status="failed", what=what, figures=figures)
     if starting:
         what = f"{needs}: the run waits for what is being started"
@@ -110,66 +93,6 @@ def nodes_of(group: PlacementGroup) -> dict[int, str]:
     table = ray.util.placement_group_table(group)
     places = {int(index): str(node) for index, node in table["bundles_to_node_id"].items()}
     return dict(sorted(places.items(), key=lambda place: (place[1], place[0])))
-
-
-def node_types(bootstrap: Path = BOOTSTRAP) -> list[NodeType]:
-    """Return what an autoscaler may add, as the cluster or its config file says; empty: nobody says."""
-    config = ray._private.state.state.get_cluster_config()
-    if config is not None and config.node_group_configs:
-        return [
-            NodeType(
-                name=group.name,
-                most=None if group.max_count < 0 else group.max_count,
-                resources={key: float(value) for key, value in group.resources.items()},
-            )
-            for group in config.node_group_configs
-        ]
-    try:
-        given = yaml.safe_load(bootstrap.expanduser().read_text(encoding="utf-8"))
-        most = int(given.get("max_workers", 2))
-        return [
-            NodeType(
-                name=name,
-                most=1 if name == given.get("head_node_type") else int(kind.get("max_workers", most)),
-                resources=kind.get("resources") or {},
-            )
-            for name, kind in given["available_node_types"].items()
-        ]
-    except (OSError, yaml.YAMLError, KeyError, AttributeError, ValueError):
-        return []
-
-
-def launching() -> list[str]:
-    """Return the nodes that an autoscaler is starting, and why it could not start others, in words."""
-    from ray.autoscaler.v2.sdk import get_cluster_status
-
-    said = []
-    try:
-        status = get_cluster_status(ray.get_runtime_context().gcs_address, timeout=_STATUS_S)
-        said += [f"starting {each.count} x {each.ray_node_type_name}" for each in status.pending_launches]
-        said += [f"starting {each.ray_node_type_name}" for each in status.pending_nodes]
-        said += [f"{each.ray_node_type_name}: {each.details}" for each in status.failed_launches[-1:]]
-    except Exception:  # An autoscaler of the first kind, or none: it says nothing there.
-        said = []
-    key = ray._private.ray_constants.DEBUG_AUTOSCALING_STATUS.encode()
-    if not said and (raw := ray.experimental.internal_kv._internal_kv_get(key)):
-        report = json.loads(raw).get("autoscaler_report") or {}
-        said += [
-            f"starting {count} x {name}" for name, count in (report.get("pending_launches") or {}).items()
-        ]
-        said += [f"starting {node[1]}" for node in report.get("pending_nodes") or []]
-    return said
-
-
-def _most(kind: str, there: int, types: list[NodeType]) -> tuple[int | None, str]:
-    """The most GPUs or CPUs that there can be, and the types that have them."""
-    useful = [each for each in types if each.resources.get(kind)]
-    names = ", ".join(
-        f"{each.name} (up to {'any number' if each.most is None else each.most})" for each in useful
-    )
-    if any(each.most is None for each in useful):
-        return None, names
-    return max(there, sum(int(each.resources[kind]) * (each.most or 0) for each in useful)), names
 
 
 def _kind(world: World) -> str:

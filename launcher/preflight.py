@@ -161,7 +161,7 @@ def _nodes() -> dict[str, dict[str, Any]]:
     alive = [node for node in ray.nodes() if node["Alive"]]
     addresses = [node["NodeManagerAddress"] for node in alive]
     return {
-        address if addresses.count(address) == 1 else f"{address}#{node['NodeID'][:4]}": node
+        address if addresses.count(address) == 1 else f"{address}#{node['NodeID'][-4:]}": node
         for address, node in zip(addresses, alive, strict=True)
     }
 

@@ -115,7 +115,8 @@ def _on_cluster(options: argparse.Namespace, asked: Any, run_dir: Path) -> int:
 
     view = View()
     storage.make_directory(run_dir.parent / ".store")
-    with driver.cluster(options.address, options.workers) as world:
+    wait_s = 0.0 if options.plan else 60 * options.wait
+    with driver.cluster(options.address, options.workers, wait_s, view.say) as world:
         found = ahead.look_on_cluster(asked, world)
         if options.plan:
             return ahead.told(asked, found, world, run_dir)
@@ -133,6 +134,7 @@ def _on_cluster(options: argparse.Namespace, asked: Any, run_dir: Path) -> int:
             run_dir=run_dir,
             outlook=found,
             workers=options.workers,
+            wait_s=wait_s,
         )
         if options.verify_resume is not None:
             return _try_resuming(job, world, view, options)
@@ -362,6 +364,13 @@ def _parser() -> argparse.ArgumentParser:
         type=_workers,
         metavar="N",
         help="worker processes; 2:8: as many of them as there are nodes for, at any time; default: all GPUs, or 2 CPUs",
+    )
+    add(
+        "--wait",
+        type=_positive,
+        default=30,
+        metavar="MINUTES",
+        help="how long to wait for nodes: an autoscaler's, or in the place of lost ones; default: 30",
     )
     add("--seeds", type=_positive, metavar="N", help="make the run N times with other seeds: mean and spread")
     add("--name", help="the run's name; default: made from recipe and ds config")
