@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from launcher import autoscaler, capacity, failures, spare, storage, tasks
+from launcher import autoscaler, capacity, failures, probes, spare, storage, tasks
 from launcher import recipe as recipes
 from launcher.capacity import Workers
 from launcher.errors import ClusterError, ExportFailed
@@ -235,8 +235,13 @@ def _connect(address: str | None, num_workers: int | None) -> None:
         # Ray puts a handler of its own in place, which prints a native stack trace over our last words.
         signal.signal(signal.SIGTERM, handler)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        reason = str(error).splitlines()[0]
-        raise ClusterError(f"cannot reach a Ray cluster at {options['address']}: {reason}") from None
+        where, reason = options["address"], str(error).splitlines()[0]
+        if "InvalidAuthToken" in f"{error}{error.__cause__}":
+            raise ClusterError(
+                f"the Ray cluster at {where} does not take the token: export RAY_AUTH_MODE=token, and the cluster's"
+                " token by RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN"
+            ) from None
+        raise ClusterError(f"cannot reach a Ray cluster at {where}: {reason}") from None
 
 
 def _for_workers(job: Job, world: World, prepared: Prepared) -> dict[str, Any]:
@@ -249,6 +254,7 @@ def _for_workers(job: Job, world: World, prepared: Prepared) -> dict[str, Any]:
         "run_dir": str(job.run_dir),
         "device": world.device,
         "predicted": job.outlook.predicted(),
+        "versions": probes.versions(),
     }
 
 

@@ -13,9 +13,10 @@ import psutil
 
 from launcher import failures, oom_kills, storage, verdict
 from launcher.errors import Hang, LauncherError, OutOfMemory
-from launcher.report import history
+from launcher.report import history, startup
 from launcher.report.forecast import size
 from launcher.report.history import History, Life
+from launcher.report.startup import Marks
 from launcher.verdict import Cost, Facts, Verdict
 
 REPORT, RUNNING = "report.json", "running"
@@ -26,7 +27,11 @@ class Ending:
     """Waits for a run's end, to say and keep what it was."""
 
     def __init__(
-        self, run_dir: Path, predicted: dict[str, dict[str, int | None]], say: Callable[[str], None]
+        self,
+        run_dir: Path,
+        predicted: dict[str, dict[str, int | None]],
+        say: Callable[[str], None],
+        marks: Marks | None = None,
     ) -> None:
         """Begin: note what came of the try before, and that this one goes on.
 
@@ -34,8 +39,9 @@ class Ending:
             run_dir: of the run.
             predicted: bytes at the peak, by stage.
             say: is told if the try before ended without a word.
+            marks: of the start, where it is to be told what that was made of.
         """
-        self.run_dir, self.predicted = run_dir, predicted
+        self.run_dir, self.predicted, self.marks = run_dir, predicted, marks
         self.lives: list[Life] = []
         self.begun_s, self.kills = time.time(), oom_kills.count()
         self.earlier = _earlier(run_dir)
@@ -123,6 +129,7 @@ class Ending:
             "begun": round(self.begun_s, 3),
             "ended": None if judged["kind"] == RUNNING else round(now_s, 3),
             "seconds": round(now_s - self.begun_s, 1),
+            "startup": startup.told(self.marks, self.lives) if self.marks else None,
             "summary": summary,
             "events": events,
             "earlier": self.earlier,

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import psutil
 
 import launcher
 from launcher.data import places
-from launcher.errors import LauncherError
+from launcher.errors import ClusterError, LauncherError
 
 PACKAGES = ("torch", "transformers", "deepspeed", "ray")
 PROBE_BYTES = 8 << 20
@@ -105,6 +105,26 @@ def versions() -> dict[str, str]:
     for file in sorted(root.rglob("*.py")):
         digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
     return found | {"launcher": f"{launcher.__version__}+{digest.hexdigest()}"}
+
+
+def check_versions(drivers: Mapping[str, str], host: str) -> None:
+    """Refuse to work with other software than the driver's.
+
+    Args:
+        drivers: what `versions` returned there.
+        host: this one, for the message.
+
+    Raises:
+        ClusterError: some differ.
+    """
+    ours = versions()
+    others = [
+        f"{name} is {ours.get(name)} there and {version} on the driver"
+        for name, version in drivers.items()
+        if ours.get(name) != version
+    ]
+    if others:
+        raise ClusterError(f"{host}: {'; '.join(others)}: install the same everywhere, or use one image")
 
 
 def write(file: Path) -> Facts:

@@ -1,5 +1,6 @@
 """A recipe's file: YAML and `--set` read into a frozen recipe, every mistake told in one line."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,10 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RecipeError(f"{path}: no such recipe") from None
+        # Ray names the job that a process works for.
+        in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+        hint = "; .rayignore and .gitignore say what a job does not take along" if in_job else ""
+        raise RecipeError(f"{path}: no such recipe{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read as text: {error}") from None
 

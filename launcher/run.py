@@ -109,21 +109,28 @@ def _launch(options: argparse.Namespace, recipe: Any) -> int:
 
 def _on_cluster(options: argparse.Namespace, asked: Any, run_dir: Path) -> int:
     """Join or start a cluster; look ahead on it; train."""
+    import psutil
+
     from launcher import ahead, driver
+    from launcher.report import startup
     from launcher.report import summary as report
     from launcher.report.view import View
 
-    view = View()
+    view, marks = View(), startup.Marks(psutil.Process().create_time())
+    marks.note("reading recipe, data and model")
     storage.make_directory(run_dir.parent / ".store")
     wait_s = 0.0 if options.plan else 60 * options.wait
     with driver.cluster(options.address, options.workers, wait_s, view.say) as world:
+        marks.note("joining the cluster")
         found = ahead.look_on_cluster(asked, world)
+        marks.note("looking ahead")
         if options.plan:
             return ahead.told(asked, found, world, run_dir)
         if not options.no_fit_check:
             found.check()
         if options.preflight or (ahead.is_long(found) and not options.no_preflight):
             view.say("\n".join(ahead.fly(asked, found, world, run_dir)))
+            marks.note("pre-flight")
         if options.preflight:
             return 0
         job = driver.Job(
@@ -141,7 +148,7 @@ def _on_cluster(options: argparse.Namespace, asked: Any, run_dir: Path) -> int:
         if options.seeds is None:
             origin = _origin(options, recipe=job.recipe, run_dir=run_dir)
             store = run_dir.parent / ".store"
-            ended, verdict = _train(job, world, view, store, fresh=options.fresh, origin=origin)
+            ended, verdict = _train(job, world, view, store, fresh=options.fresh, origin=origin, marks=marks)
             view.say(f"{_end(ended, asked.recipe, run_dir)}\n{verdict}")
         else:
             view.say("\n".join(report.seeds_lines(_train_seeds(job, world, view, options), str(run_dir))))
@@ -209,6 +216,7 @@ def _train(
     fresh: bool,
     origin: Any = None,
     meddle: Any = None,
+    marks: Any = None,
 ) -> tuple[dict[str, Any], str]:
     """Prepare the data, plan, and train; return the summary, and the verdict in one line."""
     from launcher import ahead, driver, ending, stores
@@ -219,7 +227,10 @@ def _train(
     from launcher.report import summary as report
 
     recipe, ds_config, run_dir = job.recipe, job.ds_config, job.run_dir
+    view.say(f"run: {run_dir}")
     with stores.prepared(recipe, ds_config, job.model_facts, store, world, view) as prepared:
+        if marks is not None:
+            marks.note("preparing the data")
         halvings = None if fresh else storage.read_json(run_dir / driver.HALVINGS)
         plan = planning.make_plan(
             recipe, ds_config, job.ds_name, job.model_facts, prepared.facts, world, halvings
@@ -237,7 +248,7 @@ def _train(
             chosen = {"recipe": recipes.dump(recipe), "ds_name": job.ds_name, "ds_config": ds_config}
             storage.write_json(run_dir / CHOSEN, chosen)
         storage.write_json(run_dir / stores.DATA, prepared.data_files)
-        end = ending.Ending(run_dir, job.outlook.predicted(), view.say)
+        end = ending.Ending(run_dir, job.outlook.predicted(), view.say, marks)
         try:
             summary = driver.run(job, world, view, prepared, end.lives, meddle)
         except BaseException as error:

@@ -17,7 +17,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 
-from launcher import heart, oom_kills, spare, storage
+from launcher import heart, oom_kills, probes, spare, storage
 from launcher import recipe as recipes
 from launcher.assembly import Context
 from launcher.errors import LauncherError, OutOfMemory
@@ -39,13 +39,14 @@ def train(job: dict[str, Any]) -> None:
 
     Args:
         job: recipe (a tree), ds_config, ds_name, model_facts, prepared, run_dir, device, bulletin (an
-            actor's name), predicted (bytes by stage): plain data, nothing computed from the number of workers.
+            actor's name), predicted (bytes by stage), versions (the driver's): plain data, nothing computed from the number of workers.
     """
     rank = ray.train.get_context().get_world_rank()
     place = {"node": ray.get_runtime_context().get_node_id(), "host": socket.gethostname()}
     _tell(job, kind="worker", rank=rank, pid=os.getpid(), oom_kills=oom_kills.count(), **place)
     _send_chatter_to(Path(job["run_dir"]) / "logs" / f"rank-{rank}.log")
     try:
+        probes.check_versions(job["versions"], place["host"])
         with heart.beating(job["bulletin"], rank, Path(job["run_dir"])) as pulse, _spare(job):
             _run(job, rank, pulse)
     except Leave as leave:
