@@ -19,15 +19,17 @@ PRIVATE = Path(ray.autoscaler._private.__file__).parent
 DISCOVERY = Path(googleapiclient.__file__).parent / "discovery_cache" / "documents" / "compute.v1.json"
 
 
-@pytest.fixture
-def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """Yield aws.yaml for a simulated account, with everything the README makes there once."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-        monkeypatch.setenv(name, "simulated")
-    monkeypatch.setenv("HOME", str(tmp_path))  # Ray writes the key pair that it makes into ~/.ssh
-    (tmp_path / ".ssh").mkdir()
-    with mock_aws():
-        config = copy.deepcopy(prepared("aws"))
+@pytest.fixture(scope="module")
+def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """Yield aws.yaml as Ray sets it up in a simulated account, with what the README makes there once."""
+    from ray.autoscaler._private.aws.config import bootstrap_aws
+
+    home = tmp_path_factory.mktemp("home")
+    (home / ".ssh").mkdir()
+    with pytest.MonkeyPatch.context() as patch, mock_aws():
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+            patch.setenv(name, "simulated")
+        patch.setenv("HOME", str(home))  # Ray writes the key pair that it makes into ~/.ssh
         ec2 = boto3.client("ec2", region_name="us-east-1")
         vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
         subnet = ec2.create_subnet(VpcId=vpc, CidrBlock="10.0.0.0/17", AvailabilityZone="us-east-1a")
@@ -39,22 +41,20 @@ def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, A
             "REPLACE_SECURITY_GROUP": group["GroupId"],
             "REPLACE_AMI": ec2.describe_images()["Images"][0]["ImageId"],
         }
-        text = json.dumps(config)
+        text = json.dumps(prepared("aws"))
         for word, value in found.items():
             text = text.replace(word, value)
-        yield json.loads(text)
+        yield bootstrap_aws(json.loads(text))
 
 
 def start(config: dict[str, Any], name: str) -> dict[str, Any]:
     """Start one node as Ray would, and return it as EC2 has it."""
-    from ray.autoscaler._private.aws.config import bootstrap_aws
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
     from ray.autoscaler.tags import TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
 
-    ready = bootstrap_aws(config)
-    provider = AWSNodeProvider(ready["provider"], ready["cluster_name"])
+    provider = AWSNodeProvider(config["provider"], config["cluster_name"])
     tags = {TAG_RAY_NODE_KIND: "worker", TAG_RAY_USER_NODE_TYPE: name}
-    nodes = provider.create_node(ready["available_node_types"][name]["node_config"], tags, 1)
+    nodes = provider.create_node(config["available_node_types"][name]["node_config"], tags, 1)
     ec2 = boto3.client("ec2", region_name="us-east-1")
     return ec2.describe_instances(InstanceIds=list(nodes))["Reservations"][0]["Instances"][0]
 
@@ -67,7 +67,6 @@ def test_ray_starts_each_type_at_a_simulated_ec2(aws: dict[str, Any], name: str)
     assert node["InstanceType"] == asked["InstanceType"]
     cards = node["NetworkInterfaces"]
     assert {group["GroupId"] for card in cards for group in card["Groups"]} == {security_group}
-    assert len(cards) == len(asked.get("NetworkInterfaces", [1]))
     assert (node.get("InstanceLifecycle") == "spot") == name.endswith("-spot")
     # Ray made no group of its own: that one would let SSH in from everywhere.
     groups = boto3.client("ec2", region_name="us-east-1").describe_security_groups()["SecurityGroups"]
@@ -76,9 +75,10 @@ def test_ray_starts_each_type_at_a_simulated_ec2(aws: dict[str, Any], name: str)
 
 
 def test_a_misspelt_parameter_of_ec2_is_found(aws: dict[str, Any]) -> None:
-    aws["available_node_types"]["h100x8"]["node_config"]["Placement"] = {"GroupNames": "finetune"}
+    config = copy.deepcopy(aws)
+    config["available_node_types"]["h100x8"]["node_config"]["Placement"] = {"GroupNames": "finetune"}
     with pytest.raises(botocore.exceptions.ParamValidationError, match="GroupNames"):
-        start(aws, "h100x8")
+        start(config, "h100x8")
 
 
 @pytest.mark.parametrize(("name", "cards"), [("h100x8-spot", 32), ("a100x8", 4)])
