@@ -63,7 +63,11 @@ def ray_cluster(manifest: dict[str, Any]) -> dict[str, Any]:
     """Return the RayCluster of a manifest: itself, or the one that its job makes."""
     if manifest["kind"] == "RayCluster":
         return manifest
-    return {"kind": "RayCluster", "metadata": manifest["metadata"], "spec": manifest["spec"]["rayClusterSpec"]}
+    return {
+        "kind": "RayCluster",
+        "metadata": manifest["metadata"],
+        "spec": manifest["spec"]["rayClusterSpec"],
+    }
 
 
 def autoscaling(manifest: dict[str, Any]) -> dict[str, Any]:

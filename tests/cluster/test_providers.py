@@ -140,9 +140,7 @@ def test_google_knows_every_field(schemas: dict[str, Any], name: str) -> None:
         ("disks", {}, "no list"),
     ],
 )
-def test_a_wrong_field_of_google_is_found(
-    schemas: dict[str, Any], key: str, value: Any, said: str
-) -> None:
+def test_a_wrong_field_of_google_is_found(schemas: dict[str, Any], key: str, value: Any, said: str) -> None:
     node = ray_up("gcp")["available_node_types"]["h100x8"]["node_config"] | {key: value}
     assert [wrong for wrong in wrong_fields(node, schemas["Instance"], schemas, "x") if said in wrong]
 

@@ -41,7 +41,9 @@ def test_ray_adds_no_commands_of_its_own(name: str) -> None:
 
 @pytest.mark.parametrize("name", CLOUDS)
 def test_each_gpu_type_is_there_as_spot_and_on_demand(name: str) -> None:
-    types = {key: kind for key, kind in ray_up(name)["available_node_types"].items() if key not in ("head", "cpu")}
+    types = {
+        key: kind for key, kind in ray_up(name)["available_node_types"].items() if key not in ("head", "cpu")
+    }
     pairs = {key.removesuffix("-spot") for key in types}
     assert set(types) == pairs | {f"{key}-spot" for key in pairs}
     for key in pairs:
