@@ -19,13 +19,11 @@ LAUNCHES = [each for each in commands("ray", "sbatch", "python") if launch(each.
 
 def parse_ray(words: list[str]) -> click.Context:
     """Parse a command line by Ray's own commands, down to the last; nothing is run."""
-    context = cli.make_context("ray", list(words), resilient_parsing=False)
-    while isinstance(context.command, click.Group):
-        rest = [*context.protected_args, *context.args]
-        name, command, rest = context.command.resolve_command(context, rest)
-        assert command and name
-        context = command.make_context(name, rest, parent=context)
-    return context
+    command, rest, name = cli, list(words), "ray"
+    while isinstance(command, click.Group):
+        name = rest.pop(0)
+        command = command.commands[name]
+    return command.make_context(name, rest)
 
 
 def test_there_is_something_to_check() -> None:

@@ -64,6 +64,32 @@ def test_the_scripts_that_nodes_run_are_sent_to_them() -> None:
             assert (ROOT / config["file_mounts"][remote] / Path(script).name).is_file(), script
 
 
+MODELS = {
+    "Amazon EC2 NVMe Instance Storage": True,
+    "nvme_card": True,
+    "nvme_card0": True,
+    "Microsoft NVMe Direct Disk": True,
+    "Microsoft NVMe Direct Disk v2": True,
+    "Amazon Elastic Block Store": False,
+    "nvme_card-pd": False,
+    "MSFT NVMe Accelerator v1.0": False,
+    "Virtual Disk": False,
+    "SAMSUNG MZ7LH960": False,
+}
+
+
+@pytest.mark.parametrize(("model", "is_local"), MODELS.items())
+def test_only_local_disks_are_formatted(model: str, is_local: bool) -> None:
+    """A network disk that is taken for a local one would be erased."""
+    line = next(
+        each
+        for each in text_of(CLUSTER / "nodes" / "local_nvme.sh").splitlines()
+        if each.startswith("local_models=")
+    )
+    done = subprocess.run(["bash", "-c", f'{line}; [[ "$1" =~ $local_models ]]', "-", model], check=False)
+    assert (done.returncode == 0) == is_local
+
+
 def hadolint(text: str) -> str:
     return subprocess.run(
         [str(BIN / "hadolint"), "--no-color", "-"], input=text, capture_output=True, text=True, check=False
