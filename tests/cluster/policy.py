@@ -45,6 +45,8 @@ def _starts(config: dict[str, Any]) -> list[str]:
         before, _, after = starts[0].partition("ray start")
         found += [f"{key}: {each} is not exported" for each in EXPORTED if each not in before]
         found += [f"{key}: no export"] * ("export " not in before)
+        # Ray's own: see _with_interactive in its command runner.
+        found += [f"{key}: one thread for all"] * ("unset OMP_NUM_THREADS" not in before)
         if key.startswith("head"):
             found += [f"{key}: no {each}" for each in HEAD_OPTIONS if each not in after]
         elif '--address="$RAY_HEAD_IP:6379"' not in after:

@@ -80,6 +80,7 @@ CHANGES: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
     ("idle before", lambda c: c.update(idle_timeout_minutes=5)),
     ("RAY_AUTH_MODE=token is not exported", start_without("RAY_AUTH_MODE=token")),
     ("RAY_AUTH_TOKEN_PATH= is not exported", start_without("RAY_AUTH_TOKEN_PATH=")),
+    ("one thread for all", start_without("unset OMP_NUM_THREADS")),
     ("LAUNCHER_RUN_ROOT", start_without("LAUNCHER_RUN_ROOT=/shared/runs")),
     ("/local_nvme is not mounted", lambda c: c["docker"].update(run_options=["--volume /shared:/shared"])),
     ("no token on the nodes", lambda c: c.update(file_mounts={})),
