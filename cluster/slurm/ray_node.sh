@@ -7,6 +7,9 @@ first_port=$2
 job_id=$3
 folder=/tmp/ray-$job_id # not Ray's default: other jobs and users have theirs there
 
+# When Slurm itself ends the step, Ray tells the run of it, which may save then; Slurm kills after 30 s (KillWait).
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=${RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S:-20}
+
 options=(
   --num-cpus="${SLURM_CPUS_PER_TASK:-1}" # what the job has, not what the machine has
   --num-gpus="${SLURM_GPUS_ON_NODE:-0}"
