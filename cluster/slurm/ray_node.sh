@@ -18,21 +18,36 @@ options=(
   --disable-usage-stats
   --block
 )
+node='' is_ended=''
+# shellcheck disable=SC2329  # called by the trap
+end() {
+  is_ended=1
+  if [ -n "$node" ]; then
+    kill -TERM "$node" 2> /dev/null || true
+  fi
+}
+trap end TERM INT
+
 if [ "$SLURM_NODEID" -eq 0 ]; then
   ray start --head --node-ip-address="$head_address" --port="$first_port" --dashboard-host=127.0.0.1 \
     --dashboard-port="$((first_port + 1))" --ray-client-server-port="$((first_port + 2))" \
     --temp-dir="$folder" "${options[@]}" &
 else
-  # The head needs some seconds before it takes anyone in.
+  # The head needs some seconds before it takes anyone in. In the background, since bash hears no signal while it waits
+  # for a command.
   for _ in $(seq 120); do
-    ray health-check --address "$head_address:$first_port" > /dev/null 2>&1 && break
+    ray health-check --address "$head_address:$first_port" > /dev/null 2>&1 &
+    node=$!
+    wait "$node" && break
+    [ -z "$is_ended" ] || exit 1
     sleep 2
   done
   ray start --address="$head_address:$first_port" "${options[@]}" &
 fi
 node=$!
-
-trap 'kill -TERM "$node" 2> /dev/null || true' TERM INT
+if [ -n "$is_ended" ]; then
+  kill -TERM "$node" # the signal came between the lines above
+fi
 code=0
 wait "$node" || code=$?
 # A signal ends `wait`, not Ray.
