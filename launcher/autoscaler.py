@@ -79,7 +79,7 @@ def launching() -> list[str]:
 
 def node_types(bootstrap: Path = BOOTSTRAP) -> list[NodeType]:
     """Return what an autoscaler may add, as the cluster or its config file says; empty: nobody says."""
-    config = ray._private.state.state.get_cluster_config()
+    config = ray._private.state.state.get_cluster_config() if ray.is_initialized() else None
     if config is not None and config.node_group_configs:
         return [
             NodeType(
@@ -112,11 +112,12 @@ def most(kind: str, there: int, types: Iterable[NodeType]) -> tuple[int | None, 
         there: of the live nodes.
         types: what may be added.
     """
-    useful = [each for each in types if each.resources.get(kind)]
+    # Of machines of one's own, `ray up` does not know what they have.
+    useful = [each for each in types if each.resources.get(kind) or not each.resources]
     names = ", ".join(
         f"{each.name} (up to {'any number' if each.most is None else each.most})" for each in useful
     )
-    if any(each.most is None for each in useful):
+    if any(each.most is None or not each.resources for each in useful):
         return None, names
     return max(there, sum(int(each.resources[kind]) * (each.most or 0) for each in useful)), names
 

@@ -18,7 +18,7 @@ from launcher.capacity import Workers
 from launcher.errors import ClusterError, ExportFailed
 from launcher.facts import Prepared
 from launcher.forgetting import AFTER
-from launcher.generation import Generation, Group, Reason
+from launcher.generation import Generation, Group, Reason, env_vars
 from launcher.outlook import Outlook
 from launcher.plan.plan import ModelFacts, World
 from launcher.recipe import Recipe
@@ -79,6 +79,20 @@ def cluster(
         ray.shutdown()
         raise
     ray.shutdown()
+
+
+def warm_up(world: World) -> None:
+    """Let the workers' processes start, where it is clear on which nodes they will be.
+
+    Args:
+        world: the workers.
+    """
+    on_gpu = world.device == "cuda"
+    nodes = capacity.look("GPU" if on_gpu else "CPU")
+    if len(nodes.workers) == 1 or nodes.num_workers == world.num_workers:
+        for node, num_workers in nodes.workers.items():
+            if num_starting := min(num_workers, world.num_workers):
+                spare.order_on(node, num_starting, env_vars(on_gpu=on_gpu))
 
 
 def run(
@@ -206,7 +220,7 @@ class _Watch:
             if node not in generation.nodes | self.welcomed and (num_starting := min(num_workers, room)) > 0:
                 self.welcomed.add(node)
                 room -= num_starting
-                spare.order_on(node, num_starting, generation.group.env_vars)
+                spare.order_on(node, num_starting, env_vars(on_gpu=generation.group.on_gpu))
 
     def _ask(self, generation: Generation, wish: Reason) -> None:
         self.asked = wish

@@ -23,6 +23,7 @@ import ray
 import ray.exceptions
 import ray.train
 import ray.train.torch
+from ray.train.v2._internal import constants
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
@@ -147,13 +148,17 @@ class Group:
     is_elastic: bool
     hang_minutes: float | None = None
 
-    @property
-    def env_vars(self) -> dict[str, str]:
-        """Of its workers' environment."""
-        # Workers need the compiler's helpers of this environment on their path, activated or not.
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        found = {"PATH": path, "TOKENIZERS_PARALLELISM": "true"} | spare.environment()
-        return found if self.on_gpu else found | {"DS_ACCELERATOR": "cpu"}
+
+def env_vars(*, on_gpu: bool) -> dict[str, str]:
+    """Return what the workers' environment has beside the job's, all of it: a spare's has to be the same."""
+    # Workers need the compiler's helpers of this environment on their path, activated or not.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    found = {"PATH": path, "TOKENIZERS_PARALLELISM": "true"} | spare.environment()
+    # As Ray Train adds them for its controller, whose environment the workers inherit.
+    warns = constants.RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR
+    found |= {warns: constants.DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE}
+    found |= constants.get_env_vars_to_propagate()
+    return found if on_gpu else found | {"DS_ACCELERATOR": "cpu"}
 
 
 class Watch(Protocol):
@@ -320,6 +325,6 @@ def _trainer(group: Group, bulletin: str) -> Any:
                 controller_failure_limit=0,
             ),
             callbacks=[OnFailure(group.policy, bulletin, group.run_dir, group.is_elastic)],
-            worker_runtime_env={"env_vars": group.env_vars},
+            worker_runtime_env={"env_vars": env_vars(on_gpu=group.on_gpu)},
         ),
     )

@@ -125,6 +125,9 @@ def stop(options: argparse.Namespace) -> int:
 def _client(options: argparse.Namespace) -> Any:
     from ray.job_submission import JobSubmissionClient
 
+    if options.address:
+        # Ray would take this before what it is told.
+        os.environ["RAY_API_SERVER_ADDRESS"] = options.address
     return JobSubmissionClient(_address(options))
 
 

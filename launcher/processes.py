@@ -48,6 +48,14 @@ def this() -> Process:
     return Process(os.getpid(), _status(os.getpid())[1])
 
 
+def begun_s() -> float:
+    """Return when this process began, in seconds since 1970; now, where the system does not tell."""
+    started = this().started
+    if started is None:
+        return time.time()
+    return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK"))
+
+
 def state(process: Process) -> str:
     """Return what keeps a process from running, in words; empty: nothing that the system knows of."""
     status, started = _status(process.pid)

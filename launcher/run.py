@@ -109,19 +109,19 @@ def _launch(options: argparse.Namespace, recipe: Any) -> int:
 
 def _on_cluster(options: argparse.Namespace, asked: Any, run_dir: Path) -> int:
     """Join or start a cluster; look ahead on it; train."""
-    import psutil
-
-    from launcher import ahead, driver
+    from launcher import ahead, driver, processes
     from launcher.report import startup
     from launcher.report import summary as report
     from launcher.report.view import View
 
-    view, marks = View(), startup.Marks(psutil.Process().create_time())
+    view, marks = View(), startup.Marks(processes.begun_s())
     marks.note("reading recipe, data and model")
     storage.make_directory(run_dir.parent / ".store")
     wait_s = 0.0 if options.plan else 60 * options.wait
     with driver.cluster(options.address, options.workers, wait_s, view.say) as world:
         marks.note("joining the cluster")
+        if asked.recipe.spares and not (options.plan or options.preflight):
+            driver.warm_up(world)
         found = ahead.look_on_cluster(asked, world)
         marks.note("looking ahead")
         if options.plan:

@@ -100,10 +100,10 @@ def _spare(job: dict[str, Any]) -> AbstractContextManager[None]:
 
 
 def _context(job: dict[str, Any], rank: int, pulse: Pulse) -> Context:
-    if job["device"] == "cpu":
-        # More threads than cores make ranks wait for each other's.
-        ranks_here = ray.train.get_context().get_local_world_size()
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks_here))
+    # More threads than cores make ranks wait for each other's; Ray leaves one to a worker that has only a GPU,
+    # which an offloaded optimizer would have to do with.
+    ranks_here = ray.train.get_context().get_local_world_size()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks_here))
     run_dir, recipe, prepared = Path(job["run_dir"]), recipes.parse(job["recipe"]), job["prepared"]
     world = World(num_workers=dist.get_world_size(), device=job["device"])
     listener = _listener(job["bulletin"]) if rank == 0 else None

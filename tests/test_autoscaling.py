@@ -1,6 +1,7 @@
 """A job that brings its nodes: Ray's own autoscaler, over raylets of this machine."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.fleet import Fleet, fleet
+from tests.runs import chat_recipe
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 RAY = str(Path(sys.executable).parent / "ray")
@@ -95,4 +97,28 @@ def test_a_job_brings_its_nodes_has_one_replaced_and_lets_them_go(grown: Fleet, 
     assert report["verdict"]["kind"] == "done", report
     assert (run_dir / "stages" / "target" / "export" / "model.safetensors").exists()
     # What the job asked for is given back: the nodes go.
+    until(lambda: not grown.raylets(), "end of the nodes", 120)
+
+
+@pytest.mark.chaos
+def test_an_elastic_run_begins_with_the_fewest_and_has_the_others_brought(
+    grown: Fleet, chat_setup: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = chat_recipe(chat_setup, tmp_path / "chat.yaml", steps=3000)
+    command = [sys.executable, "launcher/run.py", str(recipe), "--ds", "ds_configs/zero3.json"]
+    command += ["--workers", "1:2", "--run-root", str(tmp_path / "runs"), "--name", "it"]
+    own = grown.environment | {"RAY_ADDRESS": grown.address}
+    with open(tmp_path / "log", "wb") as out:
+        run = subprocess.Popen(command, cwd=ROOT, env=own, stdout=out, stderr=subprocess.STDOUT)
+    metrics = tmp_path / "runs" / "it" / "metrics.jsonl"
+
+    def sizes() -> list[int]:
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        events = [json.loads(line) for line in lines if line.endswith("}")]
+        return [event["num_workers"] for event in events if event["kind"] == "stage_begin"]
+
+    until(lambda: sizes()[-1:] == [2] or run.poll() is not None, "growth")
+    assert sizes() in ([1, 2], [2]), (tmp_path / "log").read_text()[-3000:]
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(90) == 130
     until(lambda: not grown.raylets(), "end of the nodes", 120)

@@ -61,3 +61,10 @@ def test_another_process_with_the_same_number_is_left_alone(child) -> None:
     (seen,) = processes.look({0: (other, path)}, within_s=0.5).values()
     assert (seen.state, seen.stacks) == ("its process is gone", "")
     assert popen.poll() is None
+
+
+def test_when_this_process_began() -> None:
+    code = "import time; t = time.time(); from launcher.processes import begun_s; print(t - begun_s())"
+    before_s = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert -0.02 <= float(result.stdout) <= time.monotonic() - before_s + 0.02
