@@ -1,8 +1,6 @@
 """The command line: parse, plan, launch, tell the end. Light imports only, so that --help answers at once."""
 
 import argparse
-import hashlib
-import json
 import os
 import signal
 import sys
@@ -15,17 +13,18 @@ if str(ROOT.parent) not in sys.path:
     # Run as a script, Python puts this folder on the path, not the one above it.
     sys.path[0] = str(ROOT.parent)
 
-from launcher import storage  # noqa: E402
-from launcher.errors import LauncherError, RecipeError, RunExists  # noqa: E402
+from launcher import directories, storage  # noqa: E402
+from launcher.directories import AUTO  # noqa: E402
+from launcher.errors import LauncherError  # noqa: E402
+from launcher.options import parser  # noqa: E402
 
-QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
 NOT_THE_SAME = 10
-AUTO, CHOSEN = "auto", "auto.json"
+CHOSEN = "auto.json"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return the process's exit code."""
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return _main(options)
@@ -79,11 +78,11 @@ def _launch(options: argparse.Namespace, recipe: Any) -> int:
         ds_config = zero.load(ds_name)
         zero.check(ds_config, ds_name)
     model_facts = sizes.model_facts(recipe.model)
-    run_dir = _run_directory(options, recipe, ds_config)
+    run_dir = directories.of(options, recipe, ds_config)
     if not options.plan:
         recipe, ds_name, ds_config = _as_chosen(options, run_dir, (recipe, ds_name, ds_config))
         if options.seeds is None and ds_config is not None:
-            _check_run(run_dir, recipe, ds_config, fresh=options.fresh)
+            directories.check(run_dir, recipe, ds_config, fresh=options.fresh)
 
     from launcher import survey
 
@@ -109,7 +108,7 @@ def _launch(options: argparse.Namespace, recipe: Any) -> int:
 
 def _on_cluster(options: argparse.Namespace, asked: Any, run_dir: Path) -> int:
     """Join or start a cluster; look ahead on it; train."""
-    from launcher import ahead, driver, processes
+    from launcher import ahead, driver, joining, processes
     from launcher.report import startup
     from launcher.report import summary as report
     from launcher.report.view import View
@@ -118,7 +117,7 @@ def _on_cluster(options: argparse.Namespace, asked: Any, run_dir: Path) -> int:
     marks.note("reading recipe, data and model")
     storage.make_directory(run_dir.parent / ".store")
     wait_s = 0.0 if options.plan else 60 * options.wait
-    with driver.cluster(options.address, options.workers, wait_s, view.say) as world:
+    with joining.cluster(options.address, options.workers, wait_s, view.say) as world:
         marks.note("joining the cluster")
         if asked.recipe.spares and not (options.plan or options.preflight):
             driver.warm_up(world)
@@ -184,7 +183,7 @@ def _train_seeds(job: Any, world: Any, view: Any, options: argparse.Namespace) -
     summaries = []
     for number in range(options.seeds):
         recipe, run_dir = recipes.reseeded(job.recipe, number), job.run_dir / f"seed-{number}"
-        _check_run(run_dir, recipe, job.ds_config, fresh=options.fresh)
+        directories.check(run_dir, recipe, job.ds_config, fresh=options.fresh)
         ended = _finished(options, run_dir)
         if ended is None:
             view.say(f"seed {number} ({number + 1} of {options.seeds})")
@@ -240,7 +239,7 @@ def _train(
         view.say("\n".join(job.outlook.short()))
         if not fresh:
             stores.check_data(run_dir, prepared.data_files)
-        _open_run(run_dir, recipe, ds_config, fresh=fresh)
+        directories.begin(run_dir, recipe, ds_config, fresh=fresh)
         if origin is not None:
             view.say(origins.take_over(origin, run_dir))
         storage.write_json(run_dir / ahead.PLAN, job.outlook.tree())
@@ -291,140 +290,8 @@ def _end(summary: dict[str, Any], recipe: Any, run_dir: Path) -> str:
     return "\n".join(report.end_lines(summary, task.metric, str(run_dir)))
 
 
-def _run_directory(options: argparse.Namespace, recipe: Any, ds_config: dict[str, Any] | None) -> Path:
-    """The run's place: a pure function of the command, so that the same command finds it again."""
-    from launcher import recipe as recipes
-
-    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    # A submitted job runs in a copy of its working directory that is deleted afterwards.
-    fallback = Path.home() / "launcher-runs" if in_job else Path("runs")
-    root = options.run_root or os.environ.get("LAUNCHER_RUN_ROOT") or fallback
-    if "://" in str(root):
-        raise RecipeError(f"--run-root {root}: has to be a directory that all nodes see, not an address")
-    begins = [options.resume_from] if options.resume_from else []
-    content = json.dumps([recipes.identity(recipe), ds_config or AUTO, *begins], sort_keys=True)
-    digest = hashlib.blake2b(content.encode(), digest_size=4).hexdigest()
-    name = options.name or f"{options.recipe.stem}-{options.ds.stem}-{digest}"
-    if options.seeds is not None:
-        name += "-seeds"
-    return Path(root).expanduser().absolute() / name
-
-
-def _check_run(run_dir: Path, recipe: Any, ds_config: dict[str, Any], *, fresh: bool) -> None:
-    """Refuse a name that another recipe has used."""
-    from launcher import recipe as recipes
-
-    if fresh or not (run_dir / "recipe.yaml").exists():
-        return
-    text = (run_dir / "recipe.yaml").read_text(encoding="utf-8")
-    old, new = _identity(text).splitlines(), recipes.identity(recipe).splitlines()
-    is_other_ds = storage.read_json(run_dir / "ds.json") != ds_config
-    if old != new or is_other_ds:
-        pairs = [f"{a.strip()} there, {b.strip()} here" for a, b in zip(old, new, strict=False) if a != b]
-        what = pairs[0] if pairs else "another ds config" if is_other_ds else "another recipe"
-        raise RunExists(
-            f"{run_dir}: this name is in use with another recipe ({what}): give another --name, or --fresh"
-            " to move the old run aside"
-        )
-
-
-def _identity(text: str) -> str:
-    """The identity of a run that began with another version perhaps: its text as it stands, if it cannot be read."""
-    import pydantic
-    import yaml
-
-    from launcher import recipe as recipes
-
-    try:
-        return recipes.identity(recipes.parse(yaml.safe_load(text)))
-    except (pydantic.ValidationError, yaml.YAMLError):
-        return text
-
-
-def _open_run(run_dir: Path, recipe: Any, ds_config: dict[str, Any], *, fresh: bool) -> None:
-    """Make the run directory, moving an old one aside when asked to begin anew."""
-    from launcher import recipe as recipes
-
-    if fresh and run_dir.exists():
-        number = 1
-        while (aside := run_dir.with_name(f"{run_dir.name}.old-{number}")).exists():
-            number += 1
-        os.rename(run_dir, aside)
-        print(f"the old run is kept in {aside}")
-    storage.write_json(run_dir / "ds.json", ds_config)
-    storage.write_text(run_dir / "recipe.yaml", recipes.to_yaml(recipe))
-
-
 def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="launcher", description="Fine-tune a model on any Ray cluster with DeepSpeed ZeRO."
-    )
-    add = parser.add_argument
-    default_ds = ROOT.parent / "ds_configs" / "zero3.json"
-    add("recipe", nargs="?", type=Path, default=QUICKSTART, help="the recipe (YAML); default: the quickstart")
-    add("--ds", type=Path, default=default_ds, metavar="FILE", help="a DeepSpeed config (JSON); or auto")
-    add(
-        "--set", action="append", default=[], metavar="a.b=c", help="override a key of the recipe; repeatable"
-    )
-    add(
-        "--workers",
-        type=_workers,
-        metavar="N",
-        help="worker processes; 2:8: as many of them as there are nodes for, at any time; default: all GPUs, or 2 CPUs",
-    )
-    add(
-        "--wait",
-        type=_positive,
-        default=30,
-        metavar="MINUTES",
-        help="how long to wait for nodes: an autoscaler's, or in the place of lost ones; default: 30",
-    )
-    add("--seeds", type=_positive, metavar="N", help="make the run N times with other seeds: mean and spread")
-    add("--name", help="the run's name; default: made from recipe and ds config")
-    add("--run-root", metavar="DIR", help="where runs are kept; default: ./runs, in a job ~/launcher-runs")
-    add("--baseline", action="store_true", help="also train the last stage without those before it")
-    add("--plan", action="store_true", help="print what would be done, what it needs and takes, and stop")
-    add("--cluster", metavar="TEXT", help="with --plan: the machines to plan for, e.g. 16x8xH100-80GB")
-    add("--preflight", action="store_true", help="check the cluster for this run, and stop")
-    add("--no-preflight", action="store_true", help="begin a long run without checking the cluster")
-    add("--no-fit-check", action="store_true", help="begin although the forecast says that it does not fit")
-    add(
-        "--resume-from",
-        metavar="RUN[@STEP]",
-        help="begin a new run at the last checkpoint of another one, or at that of a step",
-    )
-    add(
-        "--verify-resume",
-        type=_positive,
-        nargs="?",
-        const=8,
-        metavar="STEPS",
-        help="try it: some steps, a worker killed, the same and another number of workers; compare the losses",
-    )
-    add("--fresh", action="store_true", help="begin anew; the old run directory is moved aside")
-    add("--address", help="the Ray cluster to join; default: RAY_ADDRESS, or one started for this run")
-    add("--show-recipe", action="store_true", help="print the resolved recipe, and stop")
-    add("--schema", action="store_true", help="print the recipe's JSON schema, and stop")
-    return parser
-
-
-def _workers(text: str) -> tuple[int, int]:
-    first, _, last = text.partition(":")
-    fewest = _positive(first)
-    most = _positive(last) if last else fewest
-    if most < fewest:
-        raise argparse.ArgumentTypeError(f"{text}: the second number has to be at least the first")
-    return fewest, most
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 1")
-    return int(text)
 
 
 if __name__ == "__main__":

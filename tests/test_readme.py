@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from launcher import evaluate, jobs, predict, run
+from launcher import evaluate, jobs, options, predict
 from launcher.errors import BadInput
 from tests.conftest import ROOT
 
 DOCUMENTS = ["README.md", "cluster/README.md"]
-PARSERS = {"run": run._parser, "jobs": jobs._parser, "predict": predict._parser, "evaluate": evaluate._parser}
+PARSERS = {
+    "run": options.parser,
+    "jobs": jobs._parser,
+    "predict": predict._parser,
+    "evaluate": evaluate._parser,
+}
 
 
 def documented() -> list[tuple[str, str, list[str]]]:
@@ -30,12 +35,12 @@ def documented() -> list[tuple[str, str, list[str]]]:
 
 @pytest.mark.parametrize(("document", "program", "words"), documented(), ids=str)
 def test_a_documented_command_is_taken(document: str, program: str, words: list[str]) -> None:
-    options = PARSERS[program]().parse_args(words)
-    if program == "jobs" and getattr(options, "arguments", None):
-        options = run._parser().parse_args([each for each in options.arguments if each != "--"])
+    given = PARSERS[program]().parse_args(words)
+    if program == "jobs" and getattr(given, "arguments", None):
+        given = options.parser().parse_args([each for each in given.arguments if each != "--"])
         program = "run"
-    if program == "run" and str(options.ds) != "auto":
-        assert (ROOT / options.ds).is_file(), options.ds
+    if program == "run" and str(given.ds) != "auto":
+        assert (ROOT / given.ds).is_file(), given.ds
 
 
 def test_enough_is_documented_to_be_checked() -> None:

@@ -10,7 +10,7 @@ import yaml
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config
 
-from launcher.run import _parser
+from launcher.options import parser
 from tests.conftest import ROOT
 
 CLUSTER = ROOT / "cluster"
@@ -115,7 +115,7 @@ def job(place: str, words: list[str]) -> Job | None:
     arguments = launch(words)
     if arguments is None:
         return None
-    workers = _parser().parse_args(arguments).workers
+    workers = parser().parse_args(arguments).workers
     assert workers, f"{place}: {words} does not say --workers, and no GPU is there to be counted"
     return Job(place, *workers)
 

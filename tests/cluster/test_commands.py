@@ -9,7 +9,7 @@ import click
 import pytest
 from ray.scripts.scripts import cli
 
-from launcher.run import _parser
+from launcher.options import parser
 from tests.cluster.files import CLUSTER, README, Command, blocks, commands, launch
 from tests.conftest import ROOT
 
@@ -45,14 +45,14 @@ def test_an_option_that_ray_does_not_have_is_found() -> None:
 def test_the_launcher_takes_its_arguments(command: Command) -> None:
     arguments = launch(command.words)
     assert arguments is not None
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     assert (ROOT / options.ds).is_file()
     assert options.name, "without a name, a changed recipe would be another run"
 
 
 def test_an_option_that_the_launcher_does_not_have_is_found(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        _parser().parse_args(["--num-workers", "8"])
+        parser().parse_args(["--num-workers", "8"])
     assert "--num-workers" in capsys.readouterr().err
 
 

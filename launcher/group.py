@@ -1,0 +1,145 @@
+"""A group of workers as Ray Train is to start it."""
+
+import os
+import sys
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Ray reads these when it is imported; what the user has set stays.
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# The driver looks at draining nodes itself, and lets the workers leave: Ray would wait for the node's end.
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+
+import ray
+import ray.exceptions
+import ray.train
+import ray.train.torch
+from ray.train.v2._internal import constants
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
+)
+from ray.train.v2.api.callback import UserCallback
+
+from launcher import bad_batches, failures, hangs, spare, storage, worker
+from launcher.worker import HALVINGS
+
+LOST = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.OutOfMemoryError,
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
+)
+"""What Ray raises in the place of a worker whose process or node is gone."""
+NOT_STARTED = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError)
+"""What Ray raises where it could not start as many workers as it was to."""
+
+
+class OnFailure(UserCallback):
+    """Asks the policy what to do about failed workers, does it, and tells of it."""
+
+    def __init__(self, policy: failures.Policy, bulletin: str, run_dir: Path, is_elastic: bool) -> None:
+        self.policy, self.bulletin, self.run_dir, self.is_elastic = policy, bulletin, run_dir, is_elastic
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Raise to end the generation: Ray Train does not retry when a callback raises."""
+        lost = {rank for rank, each in worker_exceptions.items() if isinstance(each, LOST)}
+        said = {rank: f"{type(each).__name__}: {each}"[-10_000:] for rank, each in worker_exceptions.items()}
+        self._post(kind="seen", said=said, is_lost=failures.is_about_loss(worker_exceptions, lost))
+        hang = ray.get(ray.get_actor(self.bulletin).failed.remote())
+        decision = self.policy.hung(*hang) if hang else self.policy.decide(worker_exceptions, lost)
+        if isinstance(decision, failures.Stop):
+            self._post(kind="stopped", type=type(decision.error).__name__, message=str(decision.error))
+            raise decision.error
+        if isinstance(decision, failures.Halve):
+            known = storage.read_json(self.run_dir / HALVINGS) or {}
+            known[decision.stage] = known.get(decision.stage, 0) + 1
+            storage.write_json(self.run_dir / HALVINGS, known)
+            self._post(kind="halved", stage=decision.stage, reason=decision.reason)
+            return
+        if isinstance(decision, failures.Rollback):
+            bad_batches.pass_by(self.run_dir, decision.stage, decision.step)
+            self._post(kind="rolled_back", stage=decision.stage, step=decision.step, reason=decision.reason)
+            return
+        # Where another number of workers may be there now, Ray would wait for the old one.
+        ends = self.is_elastic and decision.is_lost
+        if hang:
+            self._post(kind="hung", stage=hang[1], step=hang[2], ends=ends)
+        else:
+            self._post(
+                kind="failure", reason=decision.reason[:200], ranks=sorted(worker_exceptions), ends=ends
+            )
+        if ends:
+            raise WorkersLost(decision.reason)
+
+    def _post(self, **event: Any) -> None:
+        ray.get(ray.get_actor(self.bulletin).post.remote(event))
+
+
+class WorkersLost(Exception):
+    """Ends a generation whose workers, or some of them, are gone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """What a generation is started with.
+
+    Attributes:
+        job: for `worker.train`, but for the bulletin's name.
+        num_workers: to start.
+        on_gpu: whether each takes a GPU, else a CPU.
+        run_dir: of the run.
+        policy: decides about failures, over all generations.
+        is_elastic: whether to end when workers are lost, instead of starting as many again.
+        hang_minutes: as in the recipe; None: auto.
+    """
+
+    job: dict[str, Any]
+    num_workers: int
+    on_gpu: bool
+    run_dir: Path
+    policy: failures.Policy
+    is_elastic: bool
+    hang_minutes: float | None = None
+
+
+def env_vars(*, on_gpu: bool) -> dict[str, str]:
+    """Return what the workers' environment has beside the job's, all of it: a spare's has to be the same."""
+    # Workers need the compiler's helpers of this environment on their path, activated or not.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    found = {"PATH": path, "TOKENIZERS_PARALLELISM": "true"} | spare.environment()
+    # As Ray Train adds them for its controller, whose environment the workers inherit.
+    warns = constants.RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR
+    found |= {warns: constants.DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE}
+    found |= constants.get_env_vars_to_propagate()
+    return found if on_gpu else found | {"DS_ACCELERATOR": "cpu"}
+
+
+def trainer(group: Group, bulletin: str) -> Any:
+    return ray.train.torch.TorchTrainer(
+        worker.train,
+        train_loop_config=group.job | {"bulletin": bulletin},
+        torch_config=ray.train.torch.TorchConfig(
+            backend="nccl" if group.on_gpu else "gloo",
+            timeout_s=hangs.collective_timeout_s(group.hang_minutes),
+        ),
+        scaling_config=ray.train.ScalingConfig(num_workers=group.num_workers, use_gpu=group.on_gpu),
+        run_config=ray.train.RunConfig(
+            # A name of its own each time: what Ray keeps is never needed to continue, and a damaged
+            # snapshot of an earlier try must not stop this one.
+            name=uuid.uuid4().hex[:12],
+            storage_path=str(group.run_dir / "logs" / "ray"),
+            failure_config=ray.train.FailureConfig(
+                max_failures=-1,  # Counted by our own policy, which knows the causes.
+                controller_failure_limit=0,
+            ),
+            callbacks=[OnFailure(group.policy, bulletin, group.run_dir, group.is_elastic)],
+            worker_runtime_env={"env_vars": env_vars(on_gpu=group.on_gpu)},
+        ),
+    )
