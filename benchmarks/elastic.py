@@ -18,10 +18,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from recovery import MODEL, SETTLE_S  # noqa: E402
+import small  # noqa: E402
+from recovery import SETTLE_S  # noqa: E402
 
-from tests.conftest import chat_rows, make_tokenizer, write_jsonl  # noqa: E402
-from tests.runs import Run, add_raylet, chat_recipe, own_cluster  # noqa: E402
+from tests.runs import Run, add_raylet, own_cluster  # noqa: E402
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temp, own_cluster() as cluster:
         add_raylet(cluster, 1)
         node = add_raylet(cluster, 1)
-        recipe = _recipe(Path(temp))
+        recipe = small.recipe(Path(temp), 100_000)
         settings = ["--workers", "1:2", "--address", cluster.address, "--set", "checkpoint.every_steps=20"]
         run = Run(recipe, Path(temp) / "runs", *settings, ds="zero3.json")
         run.start().wait_for_step(30)
@@ -67,17 +67,6 @@ def wait_for(run: Run, num_workers: int) -> float:
 
     run.wait_until(is_there, f"step by {num_workers} workers")
     return time.time() - started_s
-
-
-def _recipe(folder: Path) -> Path:
-    rows = chat_rows(200)
-    texts = [message["content"] for row in rows for message in row["messages"]]
-    setup = {
-        "config": MODEL,
-        "tokenizer": make_tokenizer(folder / "tokenizer", texts),
-        "train": write_jsonl(folder / "train.jsonl", rows),
-    }
-    return chat_recipe(setup, folder / "chat.yaml", steps=100_000, global_batch=4, micro_batch=2)
 
 
 if __name__ == "__main__":

@@ -21,17 +21,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-MODEL = {
-    "model_type": "llama",
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "vocab_size": 512,
-    "tie_word_embeddings": False,
-}
+
+import small  # noqa: E402
+
 STEPS, SAVE_EVERY = 100_000, 10
 LIMIT_S = 180.0
 SETTLE_S = 45.0
@@ -66,7 +58,7 @@ Steps = Callable[[], list[dict[str, Any]]]
 
 def start_stock(folder: Path) -> tuple[subprocess.Popen[bytes], Steps]:
     """Start the plain loop; return its process, and what returns its steps so far."""
-    (folder / "model.json").write_text(json.dumps(MODEL))
+    (folder / "model.json").write_text(json.dumps(small.MODEL))
     script = [sys.executable, str(ROOT / "benchmarks" / "stock_loop.py")]
     command = [*script, str(folder), str(folder / "model.json"), str(STEPS), str(SAVE_EVERY)]
     return _start(command, folder), lambda: _lines(folder / "steps.jsonl")
@@ -74,15 +66,7 @@ def start_stock(folder: Path) -> tuple[subprocess.Popen[bytes], Steps]:
 
 def start_launcher(folder: Path) -> tuple[subprocess.Popen[bytes], Steps]:
     """Start the launcher on the same model; return its process, and what returns its steps so far."""
-    from tests.conftest import chat_rows, make_tokenizer, write_jsonl
-    from tests.runs import chat_recipe
-
-    rows = chat_rows(200)
-    texts = [message["content"] for row in rows for message in row["messages"]]
-    tokenizer = make_tokenizer(folder / "tokenizer", texts)
-    data = write_jsonl(folder / "train.jsonl", rows)
-    setup = {"config": MODEL, "tokenizer": tokenizer, "train": data}
-    recipe = chat_recipe(setup, folder / "chat.yaml", steps=STEPS, global_batch=4, micro_batch=2)
+    recipe = small.recipe(folder, STEPS)
     command = [
         sys.executable,
         "launcher/run.py",

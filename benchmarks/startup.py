@@ -23,10 +23,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from recovery import MODEL  # noqa: E402
+import small  # noqa: E402
 
-from tests.conftest import chat_rows, free_port, make_tokenizer, write_jsonl  # noqa: E402
-from tests.runs import chat_recipe, environment  # noqa: E402
+from tests.conftest import free_port  # noqa: E402
+from tests.runs import environment  # noqa: E402
 
 RAY = str(Path(sys.executable).parent / "ray")
 BEFORE = "until the driver's process"
@@ -41,7 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     times = 1 if options.quick else options.times
     with tempfile.TemporaryDirectory() as temp:
-        recipe = _recipe(Path(temp))
+        recipe = small.recipe(Path(temp), 5)
         own = [started(Path(temp) / f"own-{i}", recipe, [], environment()) for i in range(times)]
         with warm_cluster() as (command, variables):
             jobs = [started(Path(temp) / f"job-{i}", recipe, command, variables) for i in range(times + 1)]
@@ -92,17 +92,6 @@ def warm_cluster() -> Iterator[tuple[list[str], dict[str, str]]]:
         os.killpg(head.pid, signal.SIGTERM)
         head.wait()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _recipe(folder: Path) -> Path:
-    rows = chat_rows(200)
-    texts = [message["content"] for row in rows for message in row["messages"]]
-    setup = {
-        "config": MODEL,
-        "tokenizer": make_tokenizer(folder / "tokenizer", texts),
-        "train": write_jsonl(folder / "train.jsonl", rows),
-    }
-    return chat_recipe(setup, folder / "chat.yaml", steps=5, global_batch=4, micro_batch=2)
 
 
 def _median(values: list[float]) -> float:
