@@ -43,7 +43,7 @@ def of_stage(
     vocabulary = len(tokenizer) if tokenizer is not None else 0
 
     def skeleton(layers: int | None = None) -> _Skeleton:
-        return _Skeleton(recipe, plan, facts, vocabulary, models.DTYPES[dtype], layers)
+        return _Skeleton(recipe, plan, facts, vocabulary, models.DTYPES[dtype], layers, device)
 
     work = trace.register_attention(
         device, recipe.model.attention, plan.team, is_packed=plan.kind == "packed"
@@ -86,6 +86,7 @@ class _Skeleton:
         vocabulary: int,
         dtype: torch.dtype,
         layers: int | None,
+        device: str,
     ) -> None:
         from launcher.train.parts import Parts, share_trunk
 
@@ -95,6 +96,8 @@ class _Skeleton:
             _labels(stage, facts[each.index]) for stage, each in zip(self.stages, self.plans, strict=True)
         ]
         self.tasks = [tasks.create(stage) for stage in self.stages]
+        for task in self.tasks:
+            task.traced_for = device
         main = self._model(len(self.plans) - 1, vocabulary, dtype)
         self.models = [
             main if self._shares_all(i) else self._model(i, vocabulary, dtype)

@@ -74,6 +74,8 @@ class Task(Protocol):
     """Whether several samples of one row are judged together; then `_row` tells them."""
     generates: bool
     """Whether evaluation needs generated answers."""
+    traced_for: str
+    """The device that a model on the meta device stands for, where that matters to the task."""
 
     @property
     def one_sample_per_row(self) -> bool:

@@ -30,6 +30,7 @@ class CausalLM(base.Plain):
     metric = "loss"
     is_better_high = False
     loss_unit = "token"
+    traced_for = "cuda"
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
@@ -88,7 +89,7 @@ class CausalLM(base.Plain):
     def outputs(self, model: Any, extra: Any, batch: dict[str, Tensor]) -> Tensor:
         """See `Task.outputs`: the logits; in training, where they would be large, the loss itself, a scalar."""
         if model.training:
-            total = self.tiles.loss(model, base.model_inputs(batch), batch["labels"])
+            total = self.tiles.loss(model, base.model_inputs(batch), batch["labels"], self.traced_for)
             if total is not None:
                 return total
         logits: Tensor = model(**base.model_inputs(batch)).logits

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-TILE_BYTES = 2**28
-"""The logits of a tile in fp32, at most."""
+TILE_BYTES = {"cpu": 2**23, "cuda": 2**28}
+"""By device, the logits of a tile in fp32, at most. Of a CPU they stay in its cache, which is quicker than whole
+logits in any case; a GPU is quickest with whole ones, so there tiles only keep them from growing."""
 IGNORED = -100
 # What transformers' configs call what is done to logits after the output layer.
 _AFTER = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -26,27 +27,33 @@ _AFTER = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 class Tiles:
     """Asks a model for its loss in tiles, and remembers if it cannot tell."""
 
-    def __init__(self, tile_bytes: int = TILE_BYTES) -> None:
+    def __init__(self, tile_bytes: int | None = None) -> None:
         """Begin.
 
         Args:
-            tile_bytes: of a tile's logits in fp32; smaller ones are left whole.
+            tile_bytes: of a tile's logits in fp32; smaller ones are left whole. None: as suits the device.
         """
         self._tile_bytes, self._is_told_whole = tile_bytes, False
 
-    def loss(self, model: Any, inputs: dict[str, Any], labels: Tensor) -> Tensor | None:
+    def loss(
+        self, model: Any, inputs: dict[str, Any], labels: Tensor, traced_for: str = "cuda"
+    ) -> Tensor | None:
         """Return the sum of the loss over all labels; None where the logits have to be, or may be, whole.
 
         Args:
             model: a transformers causal language model.
             inputs: of its forward; `input_ids` (rows, length).
             labels: int64 (rows, length) or one longer, as of `targets`.
+            traced_for: the device that a model on the meta device stands for.
         """
         head = model.get_output_embeddings()
         if self._is_told_whole or not _can(model, head):
             return None
-        size = max(1, self._tile_bytes // (4 * head.out_features))
-        if inputs["input_ids"].numel() <= size:
+        device = labels.device.type if labels.device.type != "meta" else traced_for
+        tile_bytes = self._tile_bytes or TILE_BYTES.get(device, TILE_BYTES["cuda"])
+        size = max(1, tile_bytes // (4 * head.out_features))
+        is_always = device == "cpu" and self._tile_bytes is None
+        if inputs["input_ids"].numel() <= size and not is_always:
             return None
         with _summing(head, targets(labels, inputs["input_ids"].shape[1]), size) as told:
             logits: Tensor = model(**inputs).logits
@@ -84,8 +91,12 @@ def _summing(head: nn.Linear, labels: Tensor, size: int) -> Iterator[list[int]]:
     told: list[int] = []
 
     def forward(hidden: Tensor) -> Tensor:
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        total = SumOfLosses.apply(flat, head.weight, head.bias, labels.reshape(-1), size)
+        flat, wanted = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
+        if flat.device.type == "cpu":
+            # Of what bears no loss, such as a prompt, no logits are made. A GPU would have to be waited for to count.
+            bears = (wanted != IGNORED).nonzero().squeeze(-1)
+            flat, wanted = flat[bears], wanted[bears]
+        total = SumOfLosses.apply(flat, head.weight, head.bias, wanted, size)
         told.append(total.untyped_storage()._cdata)
         return total.reshape(1, 1, 1)
 

@@ -42,7 +42,7 @@ def batch_of(vocabulary: int = 50, rows: int = ROWS, length: int = LENGTH) -> di
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 
-def task_of(tile_bytes: int) -> CausalLM:
+def task_of(tile_bytes: int | None) -> CausalLM:
     tree = {"model": {"path": "m"}, "stages": [{"name": "s", "task": "causal-lm", "data": {"train": "x"}}]}
     task = CausalLM(recipe.parse(tree).stages[0])
     task.tiles = next_tokens.Tiles(tile_bytes)
@@ -59,6 +59,30 @@ def loss_and_gradients(model: Any, task: CausalLM, batch: dict[str, torch.Tensor
 
 
 PLAIN = 2**30
+
+
+@pytest.mark.parametrize("tokens_per_tile", [5, 1000])
+def test_a_cpu_makes_logits_only_of_what_bears_loss(
+    tokens_per_tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(next_tokens.TILE_BYTES, "cpu", 4 * 50 * tokens_per_tile)
+    model, batch = model_of(), batch_of()
+    plain, wanted = loss_and_gradients(model, task_of(PLAIN), batch)
+    sizes = []
+    tile = next_tokens._tile
+    monkeypatch.setattr(next_tokens, "_tile", lambda h, *rest: sizes.append(len(h)) or tile(h, *rest))
+    found, gradients = loss_and_gradients(model, task_of(None), batch)
+    assert found == pytest.approx(plain, rel=1e-5)
+    for name, value in wanted.items():
+        assert torch.allclose(gradients[name], value, rtol=1e-5, atol=1e-6), name
+    bearing = int((batch["labels"][:, 1:] != IGNORED).sum())
+    assert sum(sizes) == bearing < ROWS * LENGTH
+    assert max(sizes) == min(tokens_per_tile, bearing)
+    # A row that only stands in for one has no label at all.
+    nothing = batch | {"labels": torch.full_like(batch["labels"], IGNORED)}
+    loss, gradients = loss_and_gradients(model, task_of(None), nothing)
+    assert loss == 0
+    assert all(float(value.abs().max()) == 0 for value in gradients.values())
 
 
 @pytest.mark.parametrize("is_tied", [True, False])
