@@ -148,11 +148,12 @@ def _tile(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -
     """Return a tile's loss, and the gradient of its logits in the dtype of `hidden`."""
     logits = F.linear(hidden, weight, bias).float()
     bears, known = labels != IGNORED, labels.clamp(min=0).unsqueeze(-1)
-    whole = logits.logsumexp(-1, keepdim=True)
-    loss = torch.where(bears, (whole - logits.gather(-1, known)).squeeze(-1), 0.0).sum()
-    # In place: softmax, less one at the label; nothing where there is no label.
-    slope = logits.sub_(whole).exp_()
-    slope.scatter_add_(-1, known, slope.new_full((1, 1), -1.0).expand_as(known))
+    # In place, without the copy that `logsumexp` makes: softmax, less one at the label; nothing without a label.
+    most, at_label = logits.amax(-1, keepdim=True), logits.gather(-1, known)
+    slope = logits.sub_(most).exp_()
+    total = slope.sum(-1, keepdim=True)
+    loss = torch.where(bears, (most + total.log() - at_label).squeeze(-1), 0.0).sum()
+    slope.div_(total).scatter_add_(-1, known, slope.new_full((1, 1), -1.0).expand_as(known))
     return loss, slope.mul_(bears.unsqueeze(-1)).to(hidden.dtype)
 
 
