@@ -54,6 +54,9 @@ def _connect(address: str | None, num_workers: int | None) -> None:
         wanted = max(cpus, num_workers or 0)
         environment = {"PYTHONPATH": os.pathsep.join([str(root.parent), os.environ.get("PYTHONPATH", "")])}
         options |= {"address": "local", "num_cpus": wanted, "runtime_env": {"env_vars": environment}}
+        options["include_dashboard"] = (
+            False  # Nobody looks at one that goes with the run; it takes a part of a core.
+        )
     else:
         options["address"] = address or "auto"
         if root.parent != Path.cwd() or not in_job:
