@@ -12,11 +12,12 @@ import ray.exceptions
 from ray._private.state import state as cluster_state
 
 from launcher import autoscaler
-from launcher.errors import ClusterError
+from launcher.errors import BadInput, ClusterError
 from launcher.plan.plan import World
 
 Workers = tuple[int, int]
 """The fewest and the most workers to run with."""
+DEVICES = ("auto", "gpu", "cpu")
 REFUSALS = 6
 """Looks in a row, half a second apart, at which an autoscaler says that it cannot, until it is believed."""
 
@@ -62,18 +63,22 @@ def num_gone(nodes: set[str]) -> int:
         return 0
 
 
-def world(workers: Workers | None, wait_s: float, say: Callable[[str], None]) -> World:
+def world(workers: Workers | None, device: str, wait_s: float, say: Callable[[str], None]) -> World:
     """Return the workers to begin with, when there is a place for them.
 
     Args:
         workers: the fewest and the most; None: all that there are.
+        device: gpu or cpu, or auto: GPUs where there are some, or the node types that are known have some.
         wait_s: how long to wait for an autoscaler's nodes; 0: not at all.
         say: is told what is waited for.
 
     Raises:
+        BadInput: there is no such device.
         ClusterError: there never can be so many, or are not in time.
     """
-    kind = _kind()
+    if device not in DEVICES:
+        raise BadInput(f"LAUNCHER_DEVICE={device}: has to be {', '.join(DEVICES)}")
+    kind = _kind() if device == "auto" else device.upper()
     there = look(kind).num_workers
     can_grow = autoscaler.state().is_there or bool(autoscaler.node_types())
     if workers is None and there == 0:

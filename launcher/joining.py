@@ -18,13 +18,14 @@ from launcher.plan.plan import World
 
 @contextmanager
 def cluster(
-    address: str | None, workers: Workers | None, wait_s: float, say: Callable[[str], None]
+    address: str | None, workers: Workers | None, device: str, wait_s: float, say: Callable[[str], None]
 ) -> Iterator[World]:
     """Join the cluster that is meant, or start one on this machine; yield the workers to use.
 
     Args:
         address: of a cluster; None: of the environment, else one is started.
         workers: the fewest and the most; None: all that there are.
+        device: gpu, cpu or auto.
         wait_s: how long to wait for an autoscaler's nodes; 0: not at all.
         say: is told what is waited for.
 
@@ -33,7 +34,7 @@ def cluster(
     """
     _connect(address, workers[1] if workers else None)
     try:
-        yield capacity.world(workers, wait_s, say)
+        yield capacity.world(workers, device, wait_s, say)
     except KeyboardInterrupt:
         # A thread may be waiting inside Ray, which shutting down would crash: the process's end does it.
         raise

@@ -1,6 +1,7 @@
 """The options of the main command."""
 
 import argparse
+import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -24,6 +25,12 @@ def parser() -> argparse.ArgumentParser:
         type=_workers,
         metavar="N",
         help="worker processes; 2:8: as many of them as there are nodes for, at any time; default: all GPUs, or 2 CPUs",
+    )
+    add(
+        "--device",
+        choices=["auto", "gpu", "cpu"],
+        default=os.environ.get("LAUNCHER_DEVICE", "auto"),
+        help="what a worker takes one of; default: LAUNCHER_DEVICE, or auto: GPUs where the cluster has or names some",
     )
     add(
         "--wait",

@@ -117,7 +117,7 @@ def _on_cluster(options: argparse.Namespace, asked: Any, run_dir: Path) -> int:
     marks.note("reading recipe, data and model")
     storage.make_directory(run_dir.parent / ".store")
     wait_s = 0.0 if options.plan else 60 * options.wait
-    with joining.cluster(options.address, options.workers, wait_s, view.say) as world:
+    with joining.cluster(options.address, options.workers, options.device, wait_s, view.say) as world:
         marks.note("joining the cluster")
         if asked.recipe.spares and not (options.plan or options.preflight):
             driver.warm_up(world)

@@ -58,6 +58,11 @@ def test_what_never_can_be_is_said_at_once(grown: Fleet, tmp_path: Path) -> None
     assert "exit code 3" in said
     assert time.monotonic() - started_s < 90
     assert not grown.raylets()
+    job = submit(
+        grown, tmp_path / "log", "--workers", "1", "--device", "gpu", "--run-root", str(tmp_path / "runs")
+    )
+    assert job.wait(120) == 1
+    assert "--workers 1: the autoscaler cannot bring 1 GPUs" in (tmp_path / "log").read_text()
     job = submit(grown, tmp_path / "log", "--run-root", str(tmp_path / "runs"))
     assert job.wait(120) == 1
     assert "the cluster has no CPUs yet; its autoscaler can add them: say how many with --workers" in (

@@ -32,7 +32,12 @@ def problems(config: dict[str, Any], text: str) -> list[str]:
     found += [f"{name} is not run" for name in ("local_nvme.sh", "shared_nfs.sh") if name not in scripts]
     if "/home/ray/.launcher-token" not in config["file_mounts"]:
         found.append("no token on the nodes")
-    return found + (_types(config) if config["provider"]["type"] != "local" else [])
+    if config["provider"]["type"] == "local":
+        return found
+    # While no GPU node is there, nothing else tells a run that it is to wait for one.
+    starts = [" ".join(config[f"{of}_start_ray_commands"]) for of in ("head", "worker")]
+    found += ["runs do not wait for GPUs"] * any("LAUNCHER_DEVICE=gpu" not in each for each in starts)
+    return found + _types(config)
 
 
 def _starts(config: dict[str, Any]) -> list[str]:

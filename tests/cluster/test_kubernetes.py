@@ -111,6 +111,9 @@ def test_a_pod_keeps_to_the_rules(place: str, template: dict[str, Any]) -> None:
         return
     env = {each["name"]: each.get("value") for each in container["env"]}
     assert env["LAUNCHER_RUN_ROOT"] == "/shared/runs"
+    assert env["LAUNCHER_DEVICE"] == "gpu", (
+        "while no GPU node is there, nothing else tells a run to wait for one"
+    )
     mounts = {each["mountPath"]: each["name"] for each in container["volumeMounts"]}
     volumes = {each["name"]: each for each in spec["volumes"]}
     assert volumes[mounts["/shared"]]["persistentVolumeClaim"] == {"claimName": "finetune-shared"}
