@@ -38,14 +38,14 @@ def test_workers_start_in_processes_that_were_ready(chat_setup: dict[str, Any], 
     run = Run(recipe, tmp_path / "runs", "--workers", "2", "--set", "checkpoint.every_steps=10").start()
     assert run.process is not None
     pid = run.process.pid
-    run.wait_until(lambda: len(idle(pid)) == 2, "processes while the run is looked ahead on", 60)
+    run.wait_until(lambda: len(idle(pid)) == 2, "processes while the run is looked ahead on", 150)
     first = idle(pid)
     run.wait_for_step(12)
     assert workers(pid) == first
-    run.wait_until(lambda: len(idle(pid)) == 2, "spares of the workers", 90)
+    run.wait_until(lambda: len(idle(pid)) == 2, "spares of the workers", 150)
     second = idle(pid)
     psutil.Process(min(first)).kill()
-    run.wait_until(lambda: workers(pid) == second, "workers in their place", 60)
+    run.wait_until(lambda: workers(pid) == second, "workers in their place", 120)
     run.wait_for_step(run.last_step() + 2)
     run.process.terminate()
     assert run.end(60) == 130
