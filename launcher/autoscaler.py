@@ -72,11 +72,6 @@ def state() -> State:
     return found if found.is_there else _of_version_1()
 
 
-def launching() -> list[str]:
-    """Return the nodes that an autoscaler is starting, and why it could not start others, in words."""
-    return list(state().starting)
-
-
 def node_types(bootstrap: Path = BOOTSTRAP) -> list[NodeType]:
     """Return what an autoscaler may add, as the cluster or its config file says; empty: nobody says."""
     config = ray._private.state.state.get_cluster_config() if ray.is_initialized() else None

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from launcher import storage
+from launcher import processes, storage
 from launcher.errors import RecipeError, RunExists
 
 AUTO = "auto"
@@ -17,7 +17,7 @@ def of(options: argparse.Namespace, recipe: Any, ds_config: dict[str, Any] | Non
     """The run's place: a pure function of the command, so that the same command finds it again."""
     from launcher import recipe as recipes
 
-    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    in_job = processes.is_of_a_job()
     # A submitted job runs in a copy of its working directory that is deleted afterwards.
     fallback = Path.home() / "launcher-runs" if in_job else Path("runs")
     root = options.run_root or os.environ.get("LAUNCHER_RUN_ROOT") or fallback

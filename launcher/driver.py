@@ -58,12 +58,11 @@ def warm_up(world: World) -> None:
     Args:
         world: the workers.
     """
-    on_gpu = world.device == "cuda"
-    nodes = capacity.look("GPU" if on_gpu else "CPU")
+    nodes = capacity.look(world.kind)
     if len(nodes.workers) == 1 or nodes.num_workers == world.num_workers:
         for node, num_workers in nodes.workers.items():
             if num_starting := min(num_workers, world.num_workers):
-                spare.order_on(node, num_starting, env_vars(on_gpu=on_gpu))
+                spare.order_on(node, num_starting, env_vars(on_gpu=world.device == "cuda"))
 
 
 def run(
@@ -93,7 +92,7 @@ def run(
     """
     asked, logs = job.recipe, str(job.run_dir / "logs")
     policy = failures.Policy(asked.max_failures, asked.on_oom, logs, asked.on_nan)
-    kind = "GPU" if world.device == "cuda" else "CPU"
+    kind = world.kind
     fewest, most = job.workers or (world.num_workers, world.num_workers)
     while True:
         group = Group(
@@ -108,7 +107,9 @@ def run(
         generation = Generation(group, view)
         with _lived(lives, generation) as life:
             watch = _Watch(world.num_workers, most, kind, view, meddle, job.recipe.spares)
-            missing = most - world.num_workers if autoscaler.state().is_there else 0
+            missing = most - world.num_workers
+            if missing and not autoscaler.state().is_there:
+                missing = 0
             with autoscaler.demand(kind, missing, is_gang=False):
                 reason = life.reason = generation.run(watch)
         policy.num_failures += generation.num_failures

@@ -103,6 +103,14 @@ class Hang(LauncherError):
     exit_code = 9
 
 
+def refused_token(where: str) -> ClusterError:
+    """Return the error for a cluster that wants another token than it was given."""
+    return ClusterError(
+        f"{where} does not take the token: export RAY_AUTH_MODE=token, and the cluster's token by"
+        " RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN"
+    )
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ` (did you mean "x"?)` for the known word closest to `word`, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -15,7 +15,7 @@ if str(ROOT.parent) not in sys.path:
     # Run as a script, Python puts this folder on the path, not the one above it.
     sys.path[0] = str(ROOT.parent)
 
-from launcher.errors import BadInput, ClusterError, LauncherError  # noqa: E402
+from launcher.errors import BadInput, ClusterError, LauncherError, refused_token  # noqa: E402
 
 STOP_WAIT_S = 120
 """How long a stopped job has for its checkpoint, before Ray kills it; Ray's own is 3 s."""
@@ -139,10 +139,7 @@ def _unreachable(options: argparse.Namespace, error: Exception) -> ClusterError:
     """Say of what Ray's client raised what to do about it."""
     where, said = _address(options) or "this machine", str(error).lower()
     if any(word in said for word in ("401", "403", "authentication", "unauthorized")):
-        return ClusterError(
-            f"{where} does not take the token: export RAY_AUTH_MODE=token, and the cluster's token by"
-            " RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN"
-        )
+        return refused_token(where)
     return ClusterError(
         f"no jobs at {where}: {_first_line(error)}; name the dashboard's address, as in --address"
         " http://127.0.0.1:8265"

@@ -10,9 +10,9 @@ from typing import Any
 
 import ray
 
-from launcher import capacity
+from launcher import capacity, processes
 from launcher.capacity import Workers
-from launcher.errors import ClusterError
+from launcher.errors import ClusterError, refused_token
 from launcher.plan.plan import World
 
 
@@ -49,15 +49,14 @@ def _connect(address: str | None, num_workers: int | None) -> None:
     address = address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     root = Path(__file__).resolve().parent
-    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or "RAY_JOB_ID" in os.environ
+    in_job = processes.is_of_a_job() or "RAY_JOB_ID" in os.environ
     if address is None and not in_job:
         cpus = os.cpu_count() or 1
         wanted = max(cpus, num_workers or 0)
         environment = {"PYTHONPATH": os.pathsep.join([str(root.parent), os.environ.get("PYTHONPATH", "")])}
         options |= {"address": "local", "num_cpus": wanted, "runtime_env": {"env_vars": environment}}
-        options["include_dashboard"] = (
-            False  # Nobody looks at one that goes with the run; it takes a part of a core.
-        )
+        # Nobody looks at one that goes with the run, and it takes a part of a core.
+        options["include_dashboard"] = False
     else:
         options["address"] = address or "auto"
         if root.parent != Path.cwd() or not in_job:
@@ -71,8 +70,5 @@ def _connect(address: str | None, num_workers: int | None) -> None:
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         where, reason = options["address"], str(error).splitlines()[0]
         if "InvalidAuthToken" in f"{error}{error.__cause__}":
-            raise ClusterError(
-                f"the Ray cluster at {where} does not take the token: export RAY_AUTH_MODE=token, and the cluster's"
-                " token by RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN"
-            ) from None
+            raise refused_token(f"the Ray cluster at {where}") from None
         raise ClusterError(f"cannot reach a Ray cluster at {where}: {reason}") from None

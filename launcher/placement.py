@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from launcher.autoscaler import NodeType, launching, most, node_types
+from launcher.autoscaler import NodeType, most, node_types, state
 from launcher.plan.plan import World
 from launcher.report.findings import Finding
 
@@ -14,7 +14,7 @@ from launcher.report.findings import Finding
 @contextmanager
 def asked(world: World) -> Iterator[PlacementGroup]:
     """Ask for the workers' places, as Ray Train does; give them back at the end."""
-    group = placement_group([{_kind(world): 1}] * world.num_workers, strategy="PACK")
+    group = placement_group([{world.kind: 1}] * world.num_workers, strategy="PACK")
     try:
         yield group
     finally:
@@ -38,11 +38,11 @@ def found(world: World, group: PlacementGroup, seconds: float) -> Finding:
 
 def missing(world: World, waited_s: float) -> Finding:
     """Return the finding for places that were not there in time."""
-    kind = _kind(world)
+    kind = world.kind
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     there = sum(int(resources.get(kind, 0)) for resources in alive)
     free = int(ray.available_resources().get(kind, 0))
-    return verdict(world, there, free, node_types(), launching(), waited_s)
+    return verdict(world, there, free, node_types(), list(state().starting), waited_s)
 
 
 def verdict(
@@ -63,7 +63,7 @@ def verdict(
         starting: nodes on their way, or why they are not, in words.
         waited_s: how long the workers' places were waited for.
     """
-    kind, wanted = f"{_kind(world)}s", world.num_workers
+    kind, wanted = f"{world.kind}s", world.num_workers
     figures = {"wanted": wanted, "there": there, "free": free, "starting": starting}
     needs = f"{wanted} workers need {wanted} {kind}, the cluster has {there}"
     if starting:
@@ -73,7 +73,7 @@ def verdict(
             f"{needs}, but only {free} were free within {waited_s:.0f} s: the run will wait until others end"
         )
         return Finding(name="placement", status="warning", what=what, figures=figures)
-    limit, names = most(_kind(world), there, types)
+    limit, names = most(world.kind, there, types)
     figures["most"] = limit
     if types and (limit is None or limit >= wanted):
         what = f"{needs}: the autoscaler can add {names}, and the run waits for them"
@@ -93,7 +93,3 @@ def nodes_of(group: PlacementGroup) -> dict[int, str]:
     table = ray.util.placement_group_table(group)
     places = {int(index): str(node) for index, node in table["bundles_to_node_id"].items()}
     return dict(sorted(places.items(), key=lambda place: (place[1], place[0])))
-
-
-def _kind(world: World) -> str:
-    return "GPU" if world.device == "cuda" else "CPU"

@@ -248,7 +248,7 @@ def _build(
 ) -> dict[str, Any]:
     if not builders:
         return {}
-    kind = "GPU" if wanted.world.device == "cuda" else "CPU"
+    kind = wanted.world.kind
     return {
         # A process that has loaded ops is of no other use.
         name: _on(node, ops.build_all, max_calls=1).remote(

@@ -48,6 +48,11 @@ def this() -> Process:
     return Process(os.getpid(), _status(os.getpid())[1])
 
 
+def is_of_a_job() -> bool:
+    """Return whether this process is the driver of a submitted Ray job, as Ray tells it."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
 def begun_s() -> float:
     """Return when this process began, in seconds since 1970; now, where the system does not tell."""
     started = this().started

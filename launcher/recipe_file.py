@@ -1,6 +1,5 @@
 """A recipe's file: YAML and `--set` read into a frozen recipe, every mistake told in one line."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from launcher import processes
 from launcher.errors import RecipeError, nearest
 from launcher.recipe import (
     Answers,
@@ -57,8 +57,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        # Ray names the job that a process works for.
-        in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+        in_job = processes.is_of_a_job()
         hint = "; .rayignore and .gitignore say what a job does not take along" if in_job else ""
         raise RecipeError(f"{path}: no such recipe{hint}") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -13,7 +13,7 @@ if str(ROOT.parent) not in sys.path:
     # Run as a script, Python puts this folder on the path, not the one above it.
     sys.path[0] = str(ROOT.parent)
 
-from launcher import directories, storage  # noqa: E402
+from launcher import directories, processes, storage  # noqa: E402
 from launcher.directories import AUTO  # noqa: E402
 from launcher.errors import LauncherError  # noqa: E402
 from launcher.options import parser  # noqa: E402
@@ -108,7 +108,7 @@ def _launch(options: argparse.Namespace, recipe: Any) -> int:
 
 def _on_cluster(options: argparse.Namespace, asked: Any, run_dir: Path) -> int:
     """Join or start a cluster; look ahead on it; train."""
-    from launcher import ahead, driver, joining, processes
+    from launcher import ahead, driver, joining
     from launcher.report import startup
     from launcher.report import summary as report
     from launcher.report.view import View
@@ -168,9 +168,7 @@ def _as_chosen(
 
 
 def _joins_a_cluster(options: argparse.Namespace) -> bool:
-    return bool(
-        options.address or os.environ.get("RAY_ADDRESS") or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    )
+    return bool(options.address or os.environ.get("RAY_ADDRESS") or processes.is_of_a_job())
 
 
 def _train_seeds(job: Any, world: Any, view: Any, options: argparse.Namespace) -> dict[str, Any]:

@@ -31,6 +31,11 @@ class World:
     num_workers: int
     device: Literal["cpu", "cuda"]
 
+    @property
+    def kind(self) -> str:
+        """The resource, as Ray calls it, of which each worker takes one."""
+        return "GPU" if self.device == "cuda" else "CPU"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:

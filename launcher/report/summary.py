@@ -8,7 +8,7 @@ from launcher.report import memory
 
 def plan_lines(plan: Plan, facts: tuple[StageFacts, ...], zero_stage: int, ds_name: str) -> list[str]:
     """Return the plan: what will be done, with the arithmetic of the batches."""
-    kind = "GPU" if plan.world.device == "cuda" else "CPU"
+    kind = plan.world.kind
     lines = [
         f"plan: {plan.world.num_workers} {kind} workers, ZeRO-{zero_stage} ({ds_name}), {plan.dtype}"
         + (f", {plan.model.num_parameters:,} parameters" if plan.model.num_parameters else "")
