@@ -1,6 +1,6 @@
 """From a stage's plan to what DeepSpeed trains: tokenizer, tasks, models on one trunk, groups, engine."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ class Context:
     Attributes:
         wish: returns why the driver wants the workers to save and leave, on rank 0; empty: it does not.
         pulse: where this rank is, for its heartbeats.
+        token_flops: by stage, as of `plan.forecast.Forecast`, where it is known.
     """
 
     recipe: Recipe
@@ -39,6 +40,7 @@ class Context:
     samples: Recorder | None
     wish: Callable[[], str] = str
     pulse: Pulse = field(default_factory=Pulse)
+    token_flops: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def stage_dir(self, name: str) -> Path:
         """Where a stage keeps its checkpoints and its export."""
@@ -152,7 +154,7 @@ def _built(context: Context, part: Part, start: str, origin: str | None, kind: s
 
 
 def _engine(context: Context, plan: StagePlan, parts: list[Part], built: list[_Built]) -> Any:
-    from launcher.train import engine, recompute
+    from launcher.train import compiled, engine, recompute
     from launcher.train.parts import Parts, share_trunk
 
     context.pulse.phase = "build"
@@ -165,6 +167,9 @@ def _engine(context: Context, plan: StagePlan, parts: list[Part], built: list[_B
             recompute.turn_on(model)
             if plan.mlp_tile is not None:
                 recompute.tile(model, plan.mlp_tile)
+    if context.recipe.model.compile:
+        for model in models:
+            compiled.turn_on(model)
     return engine.Engine(
         Parts([part.task for part in parts], models, extras),
         groups,

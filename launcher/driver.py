@@ -209,6 +209,7 @@ def _for_workers(job: Job, world: World, prepared: Prepared) -> dict[str, Any]:
         "run_dir": str(job.run_dir),
         "device": world.device,
         "predicted": job.outlook.predicted(),
+        "token_flops": job.outlook.token_flops(),
         "versions": probes.versions(),
     }
 

@@ -62,6 +62,10 @@ class Outlook:
         """Return by stage the bytes that each worker needs at the peak, on its `device` and in its `host`'s memory."""
         return {each.name: each.of_worker for each in self.forecasts}
 
+    def token_flops(self) -> dict[str, tuple[float, float]]:
+        """Return by stage `Forecast.token_flops`."""
+        return {each.name: each.token_flops for each in self.forecasts}
+
     def tree(self) -> dict[str, Any]:
         """Return everything as JSON values."""
         return {
@@ -117,6 +121,8 @@ def look(
     """
     recipe, ask = recipes.parse(recipe_tree), Forecaster(model_facts, facts)
     configs = [each for each in configs if cluster.num_nodes > 1 or "multinode" not in each[0]]
+    if recipe.model.compile:
+        configs = [each for each in configs if zero.zero_stage(each[1]) < 3]
     try:
         if ds_config is None:
             return _choose(recipe, configs, cluster, ask)

@@ -48,6 +48,9 @@ class Model(Section):
     """Precision of the weights in training. `auto`: bf16 on GPUs, fp32 on CPUs."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
     """The attention implementation. `auto`: what transformers picks for the model."""
+    compile: bool = False
+    """Compile the trunk by torch.compile, under ZeRO-0 to 2: a step takes less time, the first one a minute or
+    more (what was compiled is kept in torch's cache of the machine). Evaluation runs as it is."""
     trust_remote_code: str | None = None
     """Run the Python code that comes with a model: name the model here, exactly as in `path`, to
     allow it. Anything else is refused."""

@@ -69,7 +69,7 @@ class StageRun:
 
     def run(self) -> None:
         """Restore, train, export, give the memory back."""
-        from launcher.train import loop
+        from launcher.train import garbage, loop
 
         start = self.restore()
         self.tell_begin(start)
@@ -78,17 +78,19 @@ class StageRun:
         if self.plan.kind == "packed" and start < num_steps:
             self.engine.prove_packing(self.main.batches.step(start + 1).micro_batches[0])
         batches = feed.Steps(self.make, start + 1, num_steps)
-        loop.run(
-            start=start if start < num_steps else self.plan.num_steps,
-            schedule=self.plan.schedule,
-            batch_of=lambda step: self.waited_for(batches, step),
-            engine=self.guard,
-            wishes=self.wishes,
-            record=self.record,
-            evaluate=self.evaluate,
-            save=self.save,
-            leave=self.leave,
-        )
+        with garbage.held():
+            loop.run(
+                start=start if start < num_steps else self.plan.num_steps,
+                schedule=self.plan.schedule,
+                batch_of=lambda step: self.waited_for(batches, step),
+                engine=self.guard,
+                wishes=self.wishes,
+                record=self.record,
+                evaluate=self.evaluate,
+                save=self.save,
+                leave=self.leave,
+                collect=garbage.after,
+            )
         batches.close()
         self.finish()
 
@@ -114,7 +116,7 @@ class StageRun:
 
     def tell_begin(self, start: int) -> None:
         """Write the record of a stage's begin."""
-        from launcher.train import trainable
+        from launcher.train import peak, trainable
 
         total, trained = trainable.num_parameters(self.engine.parts)
         self.sizes = {"num_parameters": total, "num_trainable": trained}
@@ -128,8 +130,19 @@ class StageRun:
             num_steps=self.plan.num_steps,
             units_per_step=sum(part.plan.units_per_step for part in self.parts),
             unit=self.plan.unit,
+            peak_flops=peak.flops(self.context.device, self.context.plan.dtype),
+            **self._flops_per_token(),
             **self.sizes,
         )
+
+    def _flops_per_token(self) -> dict[str, float]:
+        """The model's floating-point operations for a token of average company: none where parts differ or nothing is known."""
+        train, known = self.main.facts.train, self.context.token_flops.get(self.plan.name)
+        if known is None or len(self.parts) > 1 or not train.num_samples:
+            return {}
+        # Attention's products were counted in samples as long as the longest.
+        of_attention = train.num_tokens / train.num_samples / self.plan.max_length
+        return {"flops_per_token": known[0] + min(1.0, of_attention) * known[1]}
 
     def make(self, step: int) -> tuple[feed.StepBatch, ...]:
         """Return the batches of a step, of every part."""

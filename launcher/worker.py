@@ -39,7 +39,8 @@ def train(job: dict[str, Any]) -> None:
 
     Args:
         job: recipe (a tree), ds_config, ds_name, model_facts, prepared, run_dir, device, bulletin (an
-            actor's name), predicted (bytes by stage), versions (the driver's): plain data, nothing computed from the number of workers.
+            actor's name), predicted (bytes by stage), token_flops (as of `Outlook`), versions (the driver's): plain
+            data, nothing computed from the number of workers.
     """
     rank = ray.train.get_context().get_world_rank()
     place = {"node": ray.get_runtime_context().get_node_id(), "host": socket.gethostname()}
@@ -127,6 +128,7 @@ def _context(job: dict[str, Any], rank: int, pulse: Pulse) -> Context:
         samples=Recorder(audit) if recipe.log_samples else None,
         wish=_Wishes(job["bulletin"]) if rank == 0 else str,
         pulse=pulse,
+        token_flops=job["token_flops"],
     )
 
 

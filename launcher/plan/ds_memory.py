@@ -21,7 +21,7 @@ class Sharding:
         bytes: of one element of the weights.
         gradient_bytes: of one element where gradients are added up.
         states: fp32 elements that the optimizer keeps for each parameter.
-        adam_is_torch: whether torch's own optimizer makes the update, which needs room for it.
+        adam_is_torch: whether torch's own optimizer makes the update, not fused, which needs room for it.
         offload_optimizer, offload_param: where to.
         reduce_bucket, allgather_bucket, prefetch, persistence, max_reuse, max_live, sub_group: elements.
         hpz: ranks that share a second copy of the weights (ZeRO++).
@@ -55,7 +55,7 @@ def sharding(ds: Mapping[str, Any], dtype: str) -> Sharding:
     section = ds.get("zero_optimization") or {}
     stage = int(section.get("stage") or 0)
     optimizer = ds.get("optimizer") or {}
-    name = str(optimizer.get("type", "AdamW")).lower()
+    name, params = str(optimizer.get("type", "AdamW")).lower(), optimizer.get("params") or {}
     accumulated = (ds.get("data_types") or {}).get("grad_accum_dtype") or dtype
     overlap = section.get("overlap_comm")
     return Sharding(
@@ -63,7 +63,7 @@ def sharding(ds: Mapping[str, Any], dtype: str) -> Sharding:
         bytes=BYTES[dtype],
         gradient_bytes=BYTES.get(accumulated, BYTES[dtype]),
         states=STATES.get(name, 2),
-        adam_is_torch=bool((optimizer.get("params") or {}).get("torch_adam")),
+        adam_is_torch=bool(params.get("torch_adam")) and not params.get("fused"),
         offload_optimizer=offload.place(ds, "offload_optimizer"),
         offload_param=offload.place(ds, "offload_param"),
         overlap_comm=stage == 3 if overlap is None else bool(overlap),

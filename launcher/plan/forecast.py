@@ -38,6 +38,8 @@ class Forecast:
         export_bytes: of the exported model.
         sent_bytes: that each worker sends in a step, about.
         flops: of one step, over all workers.
+        token_flops: of the model for one token, forward and backward, without recomputation: of all but attention's own
+            products, and of these in a sample as long as the longest.
         work_s: seconds of a step's arithmetic, about; None: unknown.
         step_s: seconds of a step, about; None: unknown.
         num_steps: of the stage.
@@ -54,6 +56,7 @@ class Forecast:
     export_bytes: int
     sent_bytes: int
     flops: int
+    token_flops: tuple[float, float]
     work_s: float | None
     step_s: float | None
     num_steps: int
@@ -121,6 +124,7 @@ def of_stage(plan: StagePlan, shapes: Shapes, cluster: Cluster, dtype: Dtype) ->
         export_bytes=settings.bytes * (shapes.num_trained + shapes.num_frozen),
         sent_bytes=sent,
         flops=trace.flops * plan.accumulation * plan.num_workers,
+        token_flops=_token_flops(shapes.plain),
         work_s=work,
         step_s=None if work is None else _step_s(plan, settings, shapes, cluster, work, sent),
         num_steps=plan.num_steps,
@@ -167,6 +171,11 @@ def sent_bytes(shapes: Shapes, s: Sharding, plan: StagePlan) -> int:
         3: rounds * (2 * every + trained),
     }[s.stage]
     return whole * (plan.num_workers - 1) // plan.num_workers
+
+
+def _token_flops(trace: Trace) -> tuple[float, float]:
+    slots, attention = trace.rows * trace.length, trace.attention_flops
+    return (trace.flops - attention) / slots, attention / slots
 
 
 def _checkpoint_bytes(shapes: Shapes, s: Sharding) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from launcher.errors import DataError, ModelError
+from launcher.errors import DataError, DsConfigError, ModelError
 from launcher.plan import sequence, zero
 from launcher.plan.schedule import Schedule
 from launcher.recipe import Recipe, Stage, in_tokens
@@ -206,6 +206,11 @@ def make_plan(
         DataError: a stage has nothing to train on.
     """
     dtype = _dtype(recipe, zero.given(ds_config), world)
+    if recipe.model.compile and zero.zero_stage(ds_config) == 3:
+        raise DsConfigError(
+            f"model.compile gains nothing under ZeRO-3 ({ds_name}), which comes between all layers to gather their"
+            " weights: leave it out, or take a ds config of stage 0 to 2"
+        )
 
     def plan_of(index: int, starts_from: str | None, *, baseline: bool = False) -> StagePlan:
         return _stage_plan(

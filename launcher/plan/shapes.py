@@ -29,6 +29,7 @@ class Trace:
         curve: (bytes, gradient elements): bytes in use when so many elements of the parameters'
             gradients are there; only points that no other exceeds in both.
         flops: floating-point operations, forward and backward.
+        attention_flops: of them, those of attention's own two products, which grow with the square of the length.
     """
 
     rows: int
@@ -37,6 +38,7 @@ class Trace:
     outputs: int
     curve: tuple[tuple[int, int], ...]
     flops: int
+    attention_flops: int = 0
 
     def peak(self, gradient_bytes: float, with_first: int = 0) -> int:
         """Return the most bytes in use.
@@ -60,6 +62,7 @@ class Trace:
             outputs=round(self.outputs * part),
             curve=tuple((round(used * part), elements) for used, elements in self.curve),
             flops=round(self.flops * part),
+            attention_flops=round(self.attention_flops * part),
         )
 
 
@@ -84,6 +87,9 @@ def deeper(shallow: Trace, deep: Trace, times: float) -> Trace:
         outputs=deep.outputs,
         curve=frontier(points),
         flops=round(deep.flops + times * (deep.flops - shallow.flops)),
+        attention_flops=round(
+            deep.attention_flops + times * (deep.attention_flops - shallow.attention_flops)
+        ),
     )
 
 

@@ -390,8 +390,10 @@ def _complete_optimizer(full: Config, asked: Asked) -> None:
     _fill(params, "eps", asked.eps, absent=is_adam)
     _fill(params, "weight_decay", asked.weight_decay, absent=is_adam)
     # DeepSpeed's fused Adam is a CUDA kernel; on CPUs it has one only for an offloaded optimizer.
-    if is_adam and asked.device == "cpu" and offload.place(full, "offload_optimizer") == "none":
-        params.setdefault("torch_adam", True)
+    is_here = asked.device == "cpu" and offload.place(full, "offload_optimizer") == "none"
+    if is_adam and is_here and params.setdefault("torch_adam", True) is True:
+        # Torch's own has one: one pass over the states, without temporaries.
+        params.setdefault("fused", True)
 
 
 def _complete_scheduler(section: Config, asked: Asked) -> None:

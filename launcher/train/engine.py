@@ -18,7 +18,7 @@ from deepspeed.utils import set_z3_leaf_module
 from launcher import exact
 from launcher.errors import DsConfigError
 from launcher.plan.plan import StagePlan
-from launcher.train import ops, packed, recompute, sequence
+from launcher.train import compiled, ops, packed, recompute, sequence, varlen
 from launcher.train.gradients import Gradients
 from launcher.train.parts import Parts
 from launcher.train.step import NO_WISHES, Fault, StepResult, Wishes, no_fault
@@ -70,6 +70,8 @@ class Engine:
             )
         if plan.kind == "packed":
             packed.check(self.model())
+            if plan.team == 1:
+                varlen.turn_on(self.model(), device)
         self.team = sequence.Team(parts.models, plan.team) if plan.team > 1 else None
 
     @property
@@ -175,6 +177,7 @@ class Engine:
         ]
         return replace(batch, micro_batches=micro_batches)
 
+    @compiled.aside_in
     def prove_packing(self, batch: MicroBatch) -> None:
         """Show on a packed micro-batch that no sample sees another; every rank must call it.
 
@@ -184,6 +187,7 @@ class Engine:
         last = len(self.parts.tasks) - 1
         packed.self_test(self.model(), lambda tensors: self._logits(last, tensors), self._tensors(batch))
 
+    @compiled.aside_in
     @torch.no_grad()
     def evaluate(self, part: int, batches: Iterable[MicroBatch]) -> dict[str, float]:
         """Return exact metrics of one part: sums over each rank's samples, added up once over all ranks."""
@@ -202,6 +206,7 @@ class Engine:
         dist.all_reduce(total)
         return task.metrics(total.cpu())
 
+    @compiled.aside_in
     @torch.no_grad()
     def logits(self, part: int, batch: MicroBatch) -> torch.Tensor:
         """Return a part's logits of one batch, in evaluation mode; every rank must call it."""
@@ -263,10 +268,14 @@ class Engine:
         return generated
 
     def _tensors(self, batch: MicroBatch) -> dict[str, torch.Tensor]:
-        return {
+        found = {
             name: torch.as_tensor(values).to(self.device, non_blocking=True)
             for name, values in batch.features.items()
         }
+        if "position_ids" in found and self.team is None:
+            positions = torch.as_tensor(batch.features["position_ids"])
+            found[packed.BOUNDS] = packed.bounds(positions, self.device)
+        return found
 
     def _seed_dropout(self, step: int, chunk: int) -> None:
         # Keyed by step and chunk, so a resume drops the same units, and no random state has to be kept.

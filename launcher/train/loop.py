@@ -33,6 +33,7 @@ def run(
     evaluate: Callable[[int], bool],
     save: Callable[[int], None],
     leave: Callable[[int], None],
+    collect: Callable[[int], None],
 ) -> None:
     """Train from after step `start` to the end of the schedule, or until `evaluate` says that it is enough.
 
@@ -42,6 +43,7 @@ def run(
         batch = batch_of(step)
         result = engine.step(batch, schedule.lr(step), wishes())
         record(batch, result)
+        collect(step)
         is_enough = schedule.eval_due(step) and evaluate(step)
         if schedule.save_due(step, wanted=result.wishes.save or result.wishes.leave or is_enough):
             save(step)

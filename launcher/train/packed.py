@@ -15,7 +15,10 @@ from torch import Tensor
 from transformers.masking_utils import create_masks_for_generate
 
 from launcher.errors import ModelError
+from launcher.train import varlen
 
+BOUNDS = "bounds"
+"""In a micro-batch on its device: what `bounds` returns, where that is known already."""
 _REMEDY = "give the stage `batching: bucketed`"
 # Layers, as transformers names them, that carry a state along the pack and take no mask for it.
 _RECURRENT = {"linear_attention", "conv", "hybrid", "hybrid_sliding"}
@@ -46,7 +49,7 @@ def check(model: Any) -> None:
             raise ModelError(
                 f"{name} passes no sample lengths on to {attention}: {_REMEDY}, or model.attention: sdpa"
             )
-    elif attention not in ("eager", "sdpa", "flex_attention"):
+    elif attention not in ("eager", "sdpa", "flex_attention", varlen.NAME):
         raise ModelError(f"{name}: samples cannot be packed for attention {attention!r}: {_REMEDY}")
 
 
@@ -59,13 +62,27 @@ def inputs(model: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
         model: one that passed `check`.
         tensors: a packed micro-batch, on the model's device.
     """
-    positions = tensors["position_ids"]
+    positions, attention = tensors["position_ids"], attention_of(model)
     # With a cache, transformers stops looking for samples in the position_ids.
     given = {"input_ids": tensors["input_ids"], "position_ids": positions, "use_cache": False}
-    if _is_flash(attention_of(model)):
-        return given | _lengths(positions)
+    if attention == varlen.NAME or _is_flash(attention):
+        told = tensors[BOUNDS] if BOUNDS in tensors else bounds(positions, positions.device)
+        return given | ({"attention_mask": told} if attention == varlen.NAME else _lengths(told))
     mask = _mask(model, positions)
     return given if mask is None else given | {"attention_mask": mask}
+
+
+def bounds(positions: Tensor, device: torch.device) -> Tensor:
+    """Return where segments begin and end, all packs laid end to end, as `varlen.as_mask` has it.
+
+    Args:
+        positions: int64 (packs, length), on the host where `device` is a GPU: else that would be waited for.
+        device: where the bounds are wanted.
+    """
+    starts = (positions == 0).flatten().nonzero().flatten().to(torch.int32)
+    found = F.pad(starts, (0, 1), value=positions.numel())
+    longest = int(found.diff().max())
+    return varlen.as_mask(found.to(device, non_blocking=True), longest)
 
 
 @torch.no_grad()
@@ -150,17 +167,16 @@ def _with_neighbours(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     columns = torch.arange(length, device=positions.device)
     halves = torch.where(columns < length // 2, columns, columns - length // 2)
     is_single = (positions == 0).sum(-1, keepdim=True) < 2
-    return tensors | {"position_ids": torch.where(is_single, halves, positions)}
+    cut = {name: each for name, each in tensors.items() if name != BOUNDS}
+    return cut | {"position_ids": torch.where(is_single, halves, positions)}
 
 
-def _lengths(positions: Tensor) -> dict[str, Any]:
-    """Return the segments' bounds as flash attention takes them: in all packs, one after another."""
-    starts = (positions == 0).flatten().nonzero().flatten().to(torch.int32)
-    bounds = F.pad(starts, (0, 1), value=positions.numel())
-    longest = int(bounds.diff().max())
+def _lengths(bounds: Tensor) -> dict[str, Any]:
+    """Return the segments' bounds as transformers hands them to flash attention."""
+    starts, longest = bounds[0, 0, 0], bounds.shape[2]
     return {
-        "cu_seq_lens_q": bounds,
-        "cu_seq_lens_k": bounds,
+        "cu_seq_lens_q": starts,
+        "cu_seq_lens_k": starts,
         "max_length_q": longest,
         "max_length_k": longest,
     }

@@ -117,6 +117,7 @@ def run(
         outputs=of_outputs,
         curve=live.curve(),
         flops=live.flops + sum(attention_work),
+        attention_flops=sum(attention_work),
     )
 
 

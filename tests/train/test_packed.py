@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, modeling_flash_attention_utils
 
 from launcher.errors import ModelError
-from launcher.train import packed
+from launcher.train import packed, varlen
 
 VOCABULARY = 97
 # The second pack has a sample of one token, the third a single sample and much padding, the last is full.
@@ -54,7 +54,11 @@ def _model(attention: str, dtype: torch.dtype = torch.float32, **settings) -> nn
     torch.manual_seed(0)
     config = AutoConfig.for_model(**SIZES | settings)
     # A model as loaded for training, except that its cache is on, as it is by default.
-    return AutoModelForCausalLM.from_config(config, attn_implementation=attention).to(dtype)
+    usual = "sdpa" if attention == "bounds" else attention
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=usual).to(dtype)
+    if attention == "bounds":
+        varlen.turn_on(model, torch.device("cpu"))
+    return model
 
 
 def _batch(packs: list[list[int]] = PACKS, length: int = LENGTH) -> dict[str, Tensor]:
@@ -111,7 +115,7 @@ def _ids_alone(model):
     return lambda tensors: model(tensors["input_ids"], use_cache=False).logits
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "bounds"])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_pack_trains_like_its_samples_alone(name, attention):
     model, tensors = _model(attention, **MODELS[name]), _batch()
@@ -278,3 +282,31 @@ def test_flash_attention_is_refused_for_models_that_take_no_lengths():
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ModelError, match=r"_Closed passes no sample lengths .*sdpa"):
         packed.check(model)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
+def test_bounds_take_the_place_of_a_mask(name):
+    model, tensors = _model("bounds", **MODELS[name]), _batch()
+    assert packed.attention_of(model) == varlen.NAME
+    mask = packed.inputs(model, tensors)["attention_mask"]
+    # Padding is a segment of its own; the longest is the third pack's.
+    assert mask[0, 0, 0].tolist() == [0, 9, 21, 26, 32, 52, 53, 60, 64, 75, 96, 112, 128]
+    assert mask.shape[2] == 21
+    # Without bounds it attends as sdpa does: over a padded batch of samples.
+    ids = tensors["input_ids"][:2, :9]
+    padded = torch.ones_like(ids)
+    padded[1, 5:] = 0
+    given = {"attention_mask": padded, "use_cache": False}
+    plain = _model("sdpa", **MODELS[name])
+    assert torch.equal(model(ids, **given).logits, plain(ids, **given).logits)
+
+
+@pytest.mark.parametrize("name", ["mistral with windows", "qwen2 with windows in its second layer"])
+def test_windows_of_attention_keep_their_mask(name):
+    assert packed.attention_of(_model("bounds", **MODELS[name])) == "sdpa"
+
+
+def test_bounds_are_taken_anew_where_the_self_test_cuts_a_pack():
+    model, tensors = _model("bounds", **MODELS["llama"]), _batch([[LENGTH]])
+    tensors[packed.BOUNDS] = packed.bounds(tensors["position_ids"], torch.device("cpu"))
+    packed.self_test(model, _as_told(model), tensors)
