@@ -1,0 +1,122 @@
+"""Attention over packs that computes nothing between samples: each attends within its own bounds, without a mask.
+
+A mask of a whole pack costs length x length, and most of it says no. On GPUs torch's own flash attention takes the
+bounds (`torch.nn.attention.varlen`; it has not been run here); on CPUs each sample is an attention of its own.
+
+A model hands the bounds to its layers in the place of a mask of four dimensions, which transformers takes as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "launcher-varlen"
+# What a model's config calls things that bounds alone do not tell.
+_BEYOND = ("attn_logit_softcapping", "attention_chunk_size", "alibi")
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def turn_on(model: Any, device: torch.device) -> None:
+    """Let a model that would take a mask over whole packs take bounds, where its attention allows that."""
+    if not _suits(model, device):
+        return
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    model.set_attn_implementation(NAME)
+
+
+def as_mask(bounds: Tensor, longest: int) -> Tensor:
+    """Return bounds as a model hands them on: a view of four dimensions, the third as long as the longest sample.
+
+    So that number is known on the host, and no GPU has to be waited for.
+
+    Args:
+        bounds: int32 (samples + 1,): where each sample of a micro-batch begins, its packs laid end to end, and the end.
+        longest: tokens of the longest.
+    """
+    return bounds.expand(1, 1, longest, -1)
+
+
+@torch.compiler.disable
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend within bounds; without them (in evaluation, say) as sdpa does.
+
+    Args:
+        module: the attention layer.
+        query, key, value: (packs, heads, length, size); keys and values perhaps of fewer heads.
+        attention_mask: from `as_mask`; or a mask, or None.
+        dropout, scaling: as of sdpa.
+        **kwargs: of transformers.
+
+    Returns:
+        (packs, length, heads, size), and None.
+    """
+    if attention_mask is None or attention_mask.dtype != torch.int32:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    packs, _, length, _ = query.shape
+    # Packs end to end: (tokens, heads, size).
+    flat = [each.transpose(1, 2).reshape(packs * length, *each.shape[1::2]) for each in (query, key, value)]
+    bounds, longest = attention_mask[0, 0, 0], attention_mask.shape[2]
+    if query.is_cuda:
+        from torch.nn.attention.varlen import varlen_attn
+
+        found = varlen_attn(
+            *flat, bounds, bounds, longest, longest, scale=scaling, window_size=(-1, 0), enable_gqa=True
+        )
+        assert isinstance(found, Tensor)
+        return found.view(packs, length, *found.shape[1:]), None
+    found = torch.cat(_each(flat, bounds, dropout, scaling))
+    return found.view(packs, length, *found.shape[1:]), None
+
+
+def _each(flat: list[Tensor], bounds: Tensor, dropout: float, scaling: float | None) -> list[Tensor]:
+    """Attend sample by sample; return each one's (tokens, heads, size)."""
+    lengths = bounds.diff().tolist()
+    # Split, whose backward joins the pieces once: slices would each make a gradient as large as the whole.
+    pieces = zip(*(each.split(lengths) for each in flat), strict=True)
+    is_grouped = flat[0].shape[1] != flat[1].shape[1]
+    return [
+        F.scaled_dot_product_attention(
+            *(each.transpose(0, 1).unsqueeze(0) for each in piece),
+            dropout_p=dropout,
+            is_causal=True,
+            scale=scaling,
+            enable_gqa=is_grouped,
+        )
+        .squeeze(0)
+        .transpose(0, 1)
+        for piece in pieces
+    ]
+
+
+def _suits(model: Any, device: torch.device) -> bool:
+    """Whether a model's attention is plain: causal, over everything before, by transformers' interface."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    windows = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)
+    is_plain = kinds == {"full_attention"} and (not windows or "layer_types" in vars(config))
+    is_plain = is_plain and not any(getattr(config, name, None) for name in _BEYOND)
+    if not (is_plain and config._attn_implementation == "sdpa" and model._supports_attention_backend):
+        return False
+    if device.type != "cuda":
+        return True
+    drops = any(getattr(config, name, 0) for name in ("attention_dropout", "attn_pdrop"))
+    return not drops and model.dtype in _HALF and torch.cuda.get_device_capability(device) >= (8, 0)
