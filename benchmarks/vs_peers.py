@@ -1,19 +1,19 @@
 """Useful tokens a second: the launcher against Hugging Face's Trainer with DeepSpeed, and against a bare DeepSpeed loop.
 
-    python benchmarks/vs_peers.py [--data CHATS.jsonl] [--stages 2 3] [--rounds 3] [--steps 60] [--quick]
-        [--out benchmarks/results/vs_peers.json]
+    python benchmarks/vs_peers.py [--work chats] [--data CHATS.jsonl] [--stages 2 3] [--rounds 3] [--steps 60] [--quick]
+        [--only CONTENDER ...] [--out benchmarks/results/vs_peers.json]
+    python benchmarks/vs_peers.py --work sentences --data TRAIN.parquet --model MINILM --only stage trainer
+    python benchmarks/vs_peers.py --work translation --data TRAIN.parquet --only stage trainer
 
-Two CPU ranks with a thread each, fp32, a small Llama, 16 samples a step, at most 512 tokens; all contenders get the same
-tokens, from the launcher's store. They run one after the other, in rounds, so that what the machine does besides
-meets all of them; a round gives each one's median over its steps after the first ten. Useful: not padding.
+Two CPU ranks with a thread each, fp32; all contenders get the same tokens, from the launcher's store. They run one after
+the other, in rounds, so that what the machine does besides meets all of them; a round gives each one's sum over its steps
+after the first ten. Useful: not padding. The Trainer's groups come longest first, and repeat after 50 steps: 60 steps see
+all of their lengths.
 """
 
 import argparse
 import json
-import os
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -21,27 +21,31 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import itertools
 
+from peers import running
 from peers import work as works
 
-ROOT = works.ROOT
 WARM = 10
 CONTENDERS = {
     "launcher": "the launcher",
     "launcher-packed": "the launcher, packed",
+    "launcher-compiled": "the launcher, with model.compile",
+    "stage": "the launcher's stage without Ray",
     "trainer": "HF Trainer, padded to the longest of the batch",
     "trainer-grouped": "HF Trainer, grouped by length",
     "trainer-max": "HF Trainer, padded to 512",
     "loop": "bare DeepSpeed loop, padded",
     "loop-ours": "bare DeepSpeed loop on the launcher's batches",
 }
+VARIANTS = {"launcher-packed": "packed", "launcher-compiled": "compiled"}
 
 
 def main() -> None:
     """Measure, print and keep."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, help="chats, one a line; default: made-up ones")
+    parser.add_argument("--work", choices=works.KINDS, default="chats")
+    parser.add_argument("--data", type=Path, help="chats, one a line (default: made-up ones), or Parquet")
+    parser.add_argument("--model", type=Path, help="a pretrained one, for sentences")
     parser.add_argument("--stages", type=int, nargs="+", default=[2, 3])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
@@ -53,17 +57,14 @@ def main() -> None:
         options.stages, options.rounds, options.steps = [2], 1, WARM + 10
     found = {}
     with tempfile.TemporaryDirectory() as temp:
-        works_of = {}
-        for batching in ("bucketed", "packed"):
-            folder = Path(temp) / batching
-            folder.mkdir()
-            works_of[batching] = works.make(folder, options.data, batching)
+        works_of = {name: _work(Path(temp) / name, name, options) for name in _variants(options.only)}
         for stage in options.stages:
             rounds = [_round(works_of, stage, options) for _ in range(options.rounds)]
             found[f"zero{stage}"] = rounds
             _print(f"ZeRO-{stage}", rounds)
     if options.out:
         tree = {
+            "work": options.work,
             "data": options.data.name if options.data else "made up",
             "steps": options.steps,
             "rounds": found,
@@ -71,11 +72,25 @@ def main() -> None:
         options.out.write_text(json.dumps(tree, indent=1) + "\n")
 
 
+def _variants(kinds: list[str]) -> set[str]:
+    return {VARIANTS.get(kind, "plain") for kind in kinds}
+
+
+def _work(folder: Path, name: str, options: argparse.Namespace) -> works.Work:
+    folder.mkdir()
+    batching = "packed" if name == "packed" else "bucketed"
+    return works.make(
+        folder, options.work, options.data, batching=batching, model=options.model, compile=name == "compiled"
+    )
+
+
 def _round(works_of: dict[str, works.Work], stage: int, options: argparse.Namespace) -> dict[str, Any]:
     found = {}
     for kind in options.only:
-        work = works_of["packed" if kind == "launcher-packed" else "bucketed"]
-        run = launched if kind.startswith("launcher") else under_torchrun
+        if kind == "launcher-compiled" and stage == 3:
+            continue  # Refused: see model.compile.
+        work = works_of[VARIANTS.get(kind, "plain")]
+        run = running.launched if kind.startswith("launcher") else running.under_torchrun
         found[kind] = figures(run(work, kind, stage, options.steps))
         print(f"  {kind}: {found[kind]['tokens_per_s_and_rank']:,.0f}", flush=True)
     return found
@@ -95,75 +110,31 @@ def figures(record: dict[str, Any]) -> dict[str, float]:
         "tokens_seen": sum(record["tokens"]),
         "first_loss": losses[0],
         "last_loss": statistics.mean(losses[-10:]),
+        **_of_the_processor(record, tokens),
     }
 
 
-def under_torchrun(work: works.Work, kind: str, stage: int, steps: int) -> dict[str, Any]:
-    """Run a contender of `peers/loops.py` on two ranks."""
-    out = Path(work.folder) / "out.json"
-    script = str(ROOT / "benchmarks" / "peers" / "loops.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
-    _run([*command, str(work.save()), kind, str(stage), str(steps), str(out)], work)
-    return json.loads(out.read_text())
-
-
-def launched(work: works.Work, kind: str, stage: int, steps: int) -> dict[str, Any]:
-    """Make the run by the launcher; read its record."""
-    runs = Path(work.folder) / "runs"
-    command = [
-        sys.executable,
-        "launcher/run.py",
-        work.recipe,
-        "--ds",
-        f"ds_configs/zero{stage}.json",
-        "--fresh",
-    ]
-    command += [
-        "--workers",
-        "2",
-        "--run-root",
-        str(runs),
-        "--name",
-        kind,
-        "--set",
-        f"stages.chat.steps={steps}",
-    ]
-    _run(command, work)
-    lines = (runs / kind / "metrics.jsonl").read_text().splitlines()
-    events = [event for event in map(json.loads, lines) if event["kind"] == "step"]
-    ended = [events[0]["time"] - events[0]["step_s"], *(event["time"] for event in events)]
-    shutil.rmtree(runs / kind)
-    return {
-        "seconds": [after - before for before, after in itertools.pairwise(ended)],
-        "tokens": [event["tokens"] for event in events],
-        "slots": [event["slots"] for event in events],
-        "losses": [event["loss"] for event in events],
-    }
-
-
-def _run(command: list[str], work: works.Work) -> None:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    own = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    own |= {"PATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+def _of_the_processor(record: dict[str, Any], tokens: list[int]) -> dict[str, float]:
+    """What the ranks themselves used, where they say it."""
+    if "cpu_seconds" not in record:
+        return {}
+    return {"tokens_per_cpu_s": sum(tokens) / sum(record["cpu_seconds"][WARM:])}
 
 
 def _print(name: str, rounds: list[dict[str, Any]]) -> None:
-    kinds = list(rounds[0])
-    best = "launcher" if "launcher" in kinds else kinds[0]
-    print(f"{name}: tokens/s and rank, of it padding beside; {best} / each")
-    for kind in kinds:
+    best, measures = next(iter(rounds[0])), ("tokens_per_s_and_rank", "tokens_per_cpu_s")
+    print(
+        f"{name}: tokens/s and rank, of it padding beside; {best} / each, and so by the processor's seconds"
+    )
+    for kind, first in rounds[0].items():
         rates = [each[kind]["tokens_per_s_and_rank"] for each in rounds]
-        ratios = [
-            each[best]["tokens_per_s_and_rank"] / each[kind]["tokens_per_s_and_rank"] for each in rounds
-        ]
+        line = f"  {statistics.median(rates):7,.0f}  {first['padding']:6.1%}"
+        for measure in measures:
+            if measure in first and measure in rounds[0][best]:
+                ratios = [each[best][measure] / each[kind][measure] for each in rounds]
+                line += f"  {statistics.median(ratios):5.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         print(
-            f"  {statistics.median(rates):7,.0f}  {rounds[0][kind]['padding']:6.1%}"
-            f"  {statistics.median(ratios):5.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-            f"  loss {rounds[0][kind]['last_loss']:.3f} at {rounds[0][kind]['tokens_seen']:,} tokens"
-            f"  {CONTENDERS[kind]}"
+            f"{line}  loss {first['last_loss']:.3f} at {first['tokens_seen']:,.0f} tokens  {CONTENDERS[kind]}"
         )
 
 

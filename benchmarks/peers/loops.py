@@ -2,11 +2,13 @@
 
     torchrun --nproc_per_node 2 benchmarks/peers/loops.py WORK.json KIND STAGE STEPS OUT.json
 
-KIND is trainer, trainer-grouped, trainer-max, loop or loop-ours. OUT gets, of rank 0, for each step the seconds, and of
-all ranks together the tokens (padding apart) and slots, and the losses.
+KIND is trainer, trainer-grouped, trainer-max, loop, loop-ours or stage (the launcher's stage without Ray). OUT gets, of
+rank 0, for each step the seconds, and of all ranks together the processor's seconds, the tokens (padding apart) and
+slots, and the losses.
 """
 
 import json
+import math
 import os
 import sys
 import time
@@ -23,69 +25,85 @@ from peers import work as works
 
 
 class Record:
-    """Steps as they are made: when, and how many tokens and slots on this rank."""
+    """Steps as they are made: when, how much of the processor, and how many tokens and slots on this rank."""
 
     def __init__(self) -> None:
-        self.ended, self.tokens, self.slots = [time.perf_counter()], [0], [0]
+        self.ended, self.used = [time.perf_counter()], [time.process_time()]
+        self.tokens, self.slots = [0], [0]
+        self.waits: list[float] = []
         self.losses: list[float] = []
 
-    def see(self, batch: dict[str, torch.Tensor]) -> None:
+    def see(self, batch: dict[str, Any]) -> None:
         """Count a micro-batch."""
-        self.tokens[-1] += int(batch["attention_mask"].sum())
-        self.slots[-1] += batch["input_ids"].numel()
+        tokens, slots = counted(batch)
+        self.tokens[-1] += tokens
+        self.slots[-1] += slots
 
     def step(self) -> None:
         """Note that a step is done."""
         self.ended.append(time.perf_counter())
+        self.used.append(time.process_time())
         self.tokens.append(0)
         self.slots.append(0)
 
     def write(self, path: str) -> None:
         """Add up over the ranks and write, on rank 0."""
-        counts = torch.tensor([self.tokens[:-1], self.slots[:-1]])
-        dist.all_reduce(counts)
+        sums = torch.tensor(
+            [self.tokens[:-1], self.slots[:-1], np.diff(self.used).tolist()], dtype=torch.float64
+        )
+        dist.all_reduce(sums)
         if dist.get_rank() == 0:
-            seconds = np.diff(self.ended).tolist()
-            tree = {"seconds": seconds, "tokens": counts[0].tolist(), "slots": counts[1].tolist()}
-            Path(path).write_text(json.dumps(tree | {"losses": self.losses}))
+            tree = dict(zip(("tokens", "slots", "cpu_seconds"), sums.tolist(), strict=True))
+            tree |= {"seconds": np.diff(self.ended).tolist(), "losses": self.losses, "waits": self.waits}
+            Path(path).write_text(json.dumps(tree))
+
+
+def counted(batch: dict[str, Any]) -> tuple[int, int]:
+    """Return a micro-batch's tokens and slots; where answers are sequences of their own, theirs too."""
+    tokens, slots = int(batch["attention_mask"].sum()), math.prod(batch["input_ids"].shape)
+    labels = batch["labels"]
+    if labels.ndim == 2 and labels.shape != batch["input_ids"].shape:
+        return tokens + int((labels != -100).sum()), slots + math.prod(labels.shape)
+    return tokens, slots
 
 
 class Samples(torch.utils.data.Dataset):
     """The samples of the work, for the Trainer."""
 
     def __init__(self, work: works.Work) -> None:
-        file = np.load(work.samples)
-        self.ids, self.labels, self.bounds = file["ids"], file["labels"], file["bounds"]
+        self.samples = works.samples_of(work)
 
     def __len__(self) -> int:
-        return len(self.bounds) - 1
+        return len(self.samples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        first, last = self.bounds[index], self.bounds[index + 1]
-        return {"input_ids": self.ids[first:last], "labels": self.labels[first:last], "length": last - first}
+        sample = self.samples[index]
+        return sample | {"length": len(sample["input_ids"])}
 
 
 def collate(work: works.Work, length: int | None = None) -> Any:
     """Return what pads samples to the longest among them, or to a length."""
+    fills = {"input_ids": work.pad_token_id, "labels": -100}
 
     def padded(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         ids = [row["input_ids"] for row in rows]
-        tree = {
-            "input_ids": works.pad(ids, work.pad_token_id, length),
-            "labels": works.pad([row["labels"] for row in rows], -100, length),
-            "attention_mask": works.pad([np.ones(len(each), dtype=np.int64) for each in ids], 0, length),
-        }
-        return {name: torch.from_numpy(values) for name, values in tree.items()}
+        found = {"attention_mask": works.pad([np.ones(len(each), dtype=np.int64) for each in ids], 0, length)}
+        for name in rows[0].keys() - {"length"}:
+            values = [row[name] for row in rows]
+            is_one = isinstance(values[0], int)
+            found[name] = np.array(values) if is_one else works.pad(values, fills.get(name, 0), length)
+        return {name: torch.from_numpy(values) for name, values in found.items()}
 
     return padded
 
 
 def model_of(work: works.Work) -> Any:
     """The model, the same on every rank."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
 
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**work.model))
+    auto_class = getattr(transformers, works.KINDS[work.kind].auto_model)
+    return auto_class.from_pretrained(work.start, dtype=torch.float32)
 
 
 def trainer(work: works.Work, kind: str, stage: int, steps: int, record: Record) -> None:
@@ -102,14 +120,14 @@ def trainer(work: works.Work, kind: str, stage: int, steps: int, record: Record)
 
     pad = collate(work, works.MAX_LENGTH if kind == "trainer-max" else None)
 
-    def counted(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def padded(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = pad(rows)
         record.see(batch)
         return batch
 
     arguments = TrainingArguments(
         output_dir=f"{work.folder}/trainer",
-        per_device_train_batch_size=works.MICRO_BATCH,
+        per_device_train_batch_size=work.micro_batch,
         max_steps=steps,
         learning_rate=works.LEARNING_RATE,
         logging_steps=1,
@@ -117,7 +135,7 @@ def trainer(work: works.Work, kind: str, stage: int, steps: int, record: Record)
         report_to=[],
         use_cpu=True,
         disable_tqdm=True,
-        deepspeed=works.ds_config(stage),
+        deepspeed=works.ds_config(stage, work.micro_batch),
         train_sampling_strategy="group_by_length" if kind == "trainer-grouped" else "random",
         length_column_name="length",
         seed=1,
@@ -126,7 +144,7 @@ def trainer(work: works.Work, kind: str, stage: int, steps: int, record: Record)
         model=model_of(work),
         args=arguments,
         train_dataset=Samples(work),
-        data_collator=counted,
+        data_collator=padded,
         callbacks=[Watch()],
     )
     record.__init__()  # type: ignore[misc]  # The set-up is not part of a step.
@@ -139,16 +157,15 @@ def loop(work: works.Work, kind: str, stage: int, steps: int, record: Record) ->
 
     model = model_of(work)
     engine = deepspeed.initialize(
-        model=model, model_parameters=model.parameters(), config=works.ds_config(stage)
+        model=model, model_parameters=model.parameters(), config=works.ds_config(stage, work.micro_batch)
     )[0]
     batches = ours(work, steps) if kind == "loop-ours" else padded(work, steps)
     record.__init__()  # type: ignore[misc]
-    for micro_batches in batches:
-        for batch in micro_batches:
-            record.see(batch)
-            loss = engine(**batch, use_cache=False).loss
-            engine.backward(loss)
-            engine.step()
+    for batch in batches:
+        record.see(batch)
+        loss = engine(**batch, **({"use_cache": False} if work.kind == "chats" else {})).loss
+        engine.backward(loss)
+        engine.step()
         record.losses.append(float(loss))
         record.step()
 
@@ -159,20 +176,25 @@ def padded(work: works.Work, steps: int) -> Any:
     order = np.random.default_rng(1).permutation(len(samples))
     rank, size = dist.get_rank(), dist.get_world_size()
     for step in range(steps):
-        rows = order[(step * size + rank) * works.MICRO_BATCH :][: works.MICRO_BATCH]
-        yield [pad([samples[int(row)] for row in rows])]
+        rows = order[(step * size + rank) * work.micro_batch :][: work.micro_batch]
+        yield pad([samples[int(row)] for row in rows])
 
 
 def ours(work: works.Work, steps: int) -> Any:
     """The launcher's batches for this rank, as its workers get them."""
-    from peers.feeding import feed_of
+    from peers import stages
 
-    feed = feed_of(work, dist.get_rank(), dist.get_world_size())
+    batches = stages.part_of(work).batches
     for step in range(1, steps + 1):
-        yield [
-            {name: torch.from_numpy(values) for name, values in each.features.items()}
-            for each in feed.step(step).micro_batches
-        ]
+        for each in batches.step(step).micro_batches:
+            yield {name: torch.from_numpy(values) for name, values in each.features.items()}
+
+
+def own_stage(work: works.Work, kind: str, stage: int, steps: int, record: Record) -> None:
+    """The launcher's own stage, without Ray around it."""
+    from peers import stages
+
+    stages.run(work, stage, steps, record)
 
 
 def main() -> None:
@@ -184,7 +206,7 @@ def main() -> None:
 
     deepspeed.init_distributed("gloo")
     work, record = works.load(path), Record()
-    run = loop if kind.startswith("loop") else trainer
+    run = {"loop": loop, "trainer": trainer, "stage": own_stage}[kind.split("-")[0]]
     run(work, kind, int(stage), int(steps), record)
     record.write(out)
     dist.barrier()

@@ -13,6 +13,62 @@ sys.path.insert(0, str(ROOT))
 
 VOCABULARY = 8192
 GLOBAL_BATCH, MICRO_BATCH, MAX_LENGTH, LEARNING_RATE = 16, 8, 512, 3e-4
+RAGGED, SCALARS = "ragged", "scalars"
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": MAX_LENGTH,
+    "vocab_size": VOCABULARY,
+    "tie_word_embeddings": False,
+}
+T5 = {
+    "model_type": "t5",
+    "vocab_size": VOCABULARY,
+    "d_model": 256,
+    "d_kv": 32,
+    "d_ff": 768,
+    "num_layers": 4,
+    "num_decoder_layers": 4,
+    "num_heads": 8,
+    "feed_forward_proj": "gated-gelu",
+    "dropout_rate": 0.1,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 0,
+    "tie_word_embeddings": True,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One of the works.
+
+    Attributes:
+        task: of the recipe's stage; `auto_model`: the class of transformers for it.
+        config: of a model made at random; None: a pretrained one is named.
+        stage: what its recipe says besides.
+    """
+
+    task: str
+    auto_model: str
+    config: dict[str, Any] | None
+    stage: dict[str, Any]
+
+
+KINDS = {
+    "chats": Kind("causal-lm", "AutoModelForCausalLM", LLAMA, {"max_length": MAX_LENGTH}),
+    "sentences": Kind(
+        "text-classification",
+        "AutoModelForSequenceClassification",
+        None,
+        {"max_length": 128, "global_batch": 64},
+    ),
+    "translation": Kind("translation", "AutoModelForSeq2SeqLM", T5, {"max_length": 128, "global_batch": 64}),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,16 +76,20 @@ class Work:
     """Where everything is, for processes of their own.
 
     Attributes:
-        model: of the transformers config.
-        samples: a file of `ids`, `labels` and `bounds` (numpy): sample i has those from bounds[i] to bounds[i + 1].
+        kind: of KINDS.
+        start: the directory of the model that training starts with.
+        samples: a file (numpy) of the samples, as `samples_of` reads it.
         recipe: the launcher's.
+        micro_batch: samples of a rank's step.
     """
 
     folder: str
-    model: dict[str, Any]
+    kind: str
+    start: str
     samples: str
     recipe: str
     pad_token_id: int
+    micro_batch: int
 
     def save(self) -> Path:
         """Write it down; return the file."""
@@ -44,89 +104,140 @@ def load(path: str) -> Work:
 
 
 def make(
-    folder: Path, data: Path | None, batching: str = "bucketed", layers: int = 4, hidden: int = 256
+    folder: Path,
+    kind: str,
+    data: Path | None,
+    *,
+    batching: str = "bucketed",
+    model: Path | None = None,
+    compile: bool = False,
+    config: dict[str, Any] | None = None,
+    max_length: int | None = None,
 ) -> Work:
-    """Tokenise the chats with a tokenizer of their own and write down recipe, model and samples.
+    """Tokenise the data and write down recipe, model and samples.
+
+    A worker of the launcher has the memory of the peers' fullest batch: micro_batch samples of max_length tokens.
 
     Args:
         folder: to write to.
-        data: a JSONL file of chats; None: made-up ones with lengths like GSM8K's.
-        batching: of the recipe.
-        layers, hidden: of the model.
+        kind: of KINDS.
+        data: a JSONL file of chats, None: made-up ones with lengths like GSM8K's; or a Parquet file of the task's columns.
+        batching, compile: of the recipe.
+        model: a pretrained one, for a kind without a config.
+        config, max_length: instead of the kind's.
     """
     import yaml
 
-    from tests.conftest import chat_rows, make_tokenizer, write_jsonl
-
-    file = data or write_jsonl(folder / "chats.jsonl", chat_rows(4000))
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
-    texts = [message["content"] for row in rows for message in row["messages"]]
-    tokenizer = make_tokenizer(folder / "tokenizer", texts, VOCABULARY)
-    model = {
-        "model_type": "llama",
-        "hidden_size": hidden,
-        "intermediate_size": 4 * hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "max_position_embeddings": MAX_LENGTH,
-        "vocab_size": VOCABULARY,
-        "tie_word_embeddings": False,
-    }
+    known = KINDS[kind]
+    file, tokenizer = _data(folder, known, data)
     stage = {
-        "name": "chat",
-        "task": "causal-lm",
+        "name": "it",
+        "task": known.task,
         "data": {"train": str(file.resolve())},
         "steps": 10_000,
         "global_batch": GLOBAL_BATCH,
-        "micro_batch": MICRO_BATCH,
         "learning_rate": LEARNING_RATE,
-        "max_length": MAX_LENGTH,
         "batching": batching,
-    }
+        **known.stage,
+    } | ({"max_length": max_length} if max_length else {})
+    per_rank = stage["global_batch"] // 2
+    stage["micro_batch"] = per_rank if batching == "packed" else f"{per_rank * stage['max_length']} tokens"
+    origin = (
+        {"path": str(model)}
+        if known.config is None
+        else {"config": config or known.config, "tokenizer": str(tokenizer)}
+    )
     tree = {
-        "model": {"config": model, "tokenizer": str(tokenizer), "dtype": "fp32"},
+        "model": {**origin, "dtype": "fp32", "compile": compile},
         "checkpoint": {"every_steps": 100_000},
         "spares": False,
         "stages": [stage],
     }
-    recipe = folder / f"{batching}.yaml"
+    recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    samples, pad = _samples(tree, folder)
-    return Work(str(folder), model, str(samples), str(recipe), pad)
+    samples, start, pad = _samples(recipe, folder)
+    return Work(str(folder), kind, start, str(samples), str(recipe), pad, per_rank)
 
 
-def _samples(tree: dict[str, Any], folder: Path) -> tuple[Path, int]:
-    """Tokenise as the launcher does; write all samples in the order of the file."""
-    from transformers import AutoTokenizer
+def _data(folder: Path, kind: Kind, data: Path | None) -> tuple[Path, Path | None]:
+    """Return the file of rows, and a tokenizer of their own where the model has none."""
+    from tests.conftest import chat_rows, make_tokenizer, write_jsonl
+
+    if kind.task == "causal-lm":
+        file = data or write_jsonl(folder / "chats.jsonl", chat_rows(4000))
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+        texts = [message["content"] for row in rows for message in row["messages"]]
+        return file, make_tokenizer(folder / "tokenizer", texts, VOCABULARY)
+    if data is None:
+        raise SystemExit("--data: name a Parquet file")
+    if kind.config is None:
+        return data, None
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(data)
+    texts = [text for column in ("source", "target") for text in table[column].to_pylist()]
+    return data, make_tokenizer(folder / "tokenizer", texts, VOCABULARY)
+
+
+def prepared_of(recipe_file: str, folder: str) -> tuple[Any, Any, Any]:
+    """Return the launcher's recipe, the facts of its model, and its prepared data."""
+    import yaml
 
     from launcher import recipe as recipes
+    from launcher.facts import prepare_all
+    from launcher.plan import sizes
+
+    recipe = recipes.parse(yaml.safe_load(Path(recipe_file).read_text(encoding="utf-8")))
+    facts = sizes.model_facts(recipe.model)
+    return recipe, facts, prepare_all(recipes.dump(recipe), facts, f"{folder}/store")
+
+
+def _samples(recipe_file: Path, folder: Path) -> tuple[Path, str, int]:
+    """Tokenise as the launcher does; write all samples in the order of the file. Return also the model and padding."""
     from launcher.data.split import Split
     from launcher.data.store import Store
-    from launcher.facts import prepare_all
-    from launcher.plan.plan import ModelFacts
+    from launcher.tasks import base
+    from launcher.train import model as models
 
-    recipe = recipes.parse(tree)
-    hidden = tree["model"]["config"]["hidden_size"]
-    facts = ModelFacts(hidden_size=hidden, max_positions=MAX_LENGTH)
-    prepared = prepare_all(recipes.dump(recipe), facts, str(folder / "store"))
+    recipe, _, prepared = prepared_of(str(recipe_file), str(folder))
     split = Split([Store(Path(path)) for path in prepared.facts[0].train.stores])
-    ragged = split.ragged(split.all_samples())
-    ids = [each.astype(np.int64) for each in ragged["input_ids"]]
-    masks = ragged.get("target_mask") or [np.ones(len(each), dtype=np.int64) for each in ids]
-    labels = [np.where(mask.astype(bool), each, -100) for each, mask in zip(ids, masks, strict=True)]
-    bounds = np.cumsum([0, *(len(each) for each in ids)])
+    every = split.all_samples()
+    found: dict[str, Any] = {f"{SCALARS}.{name}": values for name, values in split.scalars(every).items()}
+    ragged = split.ragged(every)
+    if "target_mask" in ragged:
+        masks = ragged.pop("target_mask")
+        ragged["labels"] = [
+            np.where(mask.astype(bool), ids.astype(np.int64), -100)
+            for mask, ids in zip(masks, ragged["input_ids"], strict=True)
+        ]
+    for name, sequences in ragged.items():
+        found[f"{RAGGED}.{name}"] = np.concatenate(sequences).astype(np.int64)
+        found[f"bounds.{name}"] = np.cumsum([0, *(len(each) for each in sequences)])
     path = folder / "samples.npz"
-    np.savez(path, ids=np.concatenate(ids), labels=np.concatenate(labels), bounds=bounds)
-    return path, int(AutoTokenizer.from_pretrained(tree["model"]["tokenizer"]).pad_token_id)
+    np.savez(path, **found)
+    return path, str(prepared.model_directory), base.padding_id(models.load_tokenizer(recipe.model))
 
 
-def ds_config(stage: int) -> dict[str, Any]:
+def samples_of(work: Work) -> list[dict[str, Any]]:
+    """Return the samples: by feature an array of its tokens, or a number."""
+    file = np.load(work.samples)
+    ragged = {name.split(".")[1]: file[name] for name in file.files if name.startswith(RAGGED)}
+    bounds = {name: file[f"bounds.{name}"] for name in ragged}
+    scalars = {name.split(".")[1]: file[name] for name in file.files if name.startswith(SCALARS)}
+    count = len(bounds["input_ids"]) - 1
+    return [
+        {name: values[bounds[name][i] : bounds[name][i + 1]] for name, values in ragged.items()}
+        | {name: int(values[i]) for name, values in scalars.items()}
+        for i in range(count)
+    ]
+
+
+def ds_config(stage: int, micro_batch: int) -> dict[str, Any]:
     """The DeepSpeed config of all contenders: the launcher's own for the stage, with its numbers filled in."""
     zero = json.loads((ROOT / "ds_configs" / f"zero{stage}.json").read_text())["zero_optimization"]
     zero = {key: value for key, value in zero.items() if value != "auto"}
     return {
-        "train_micro_batch_size_per_gpu": MICRO_BATCH,
+        "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 1.0,
         "zero_optimization": zero | {"reduce_bucket_size": 50_000_000},
