@@ -19,6 +19,8 @@ from torch import Tensor, nn
 TILE_BYTES = {"cpu": 2**23, "cuda": 2**28}
 """By device, the logits of a tile in fp32, at most. Of a CPU they stay in its cache, which is quicker than whole
 logits in any case; a GPU is quickest with whole ones, so there tiles only keep them from growing."""
+FEWEST = 128
+"""Tokens of a tile, at least: with fewer, reading the output layer's weights takes longer than the products."""
 IGNORED = -100
 # What transformers' configs call what is done to logits after the output layer.
 _AFTER = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -51,7 +53,7 @@ class Tiles:
             return None
         device = labels.device.type if labels.device.type != "meta" else traced_for
         tile_bytes = self._tile_bytes or TILE_BYTES.get(device, TILE_BYTES["cuda"])
-        size = max(1, tile_bytes // (4 * head.out_features))
+        size = max(1 if self._tile_bytes else FEWEST, tile_bytes // (4 * head.out_features))
         is_always = device == "cpu" and self._tile_bytes is None
         if inputs["input_ids"].numel() <= size and not is_always:
             return None
