@@ -15,7 +15,7 @@ from tests.runs import environment
 from tests.tasks.texts import WORDS, word_tokenizer
 
 PAGE = "docs/adding-a-task.md"
-STEPS = 12
+STEPS = 40
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,7 @@ def test_it_trains_evaluates_and_predicts(copy: Path) -> None:
             "num_attention_heads": 2,
             "intermediate_size": 32,
             "max_position_embeddings": 32,
+            "initializer_range": 0.2,
         },
     }
     tree["stages"][0] |= {"steps": STEPS, "global_batch": 12, "learning_rate": 1e-2}
