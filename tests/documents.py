@@ -3,7 +3,6 @@
 import re
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 
 from tests.conftest import ROOT
 
@@ -16,6 +15,10 @@ WITH_COMMANDS = [
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
 ]
 ALL = ["ARCHITECTURE.md", *WITH_COMMANDS]
+
+
+_BEGINS = r"(\w+=\S+ )*(launcher|python|make|ray|pip|export|cp|sbatch)\b"
+"""What an indented block begins with that is one of commands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,12 @@ def blocks(document: str) -> list[Block]:
             text = "\n".join(line[indent:] for line in lines[at + 1 : end])
             found.append(Block(document, at + 1, fence[2], text + "\n"))
             at = end
+        elif lines[at].startswith("    ") and at and not lines[at - 1].strip():
+            end = next((i for i in range(at, len(lines)) if not lines[i].startswith("    ")), len(lines))
+            text = "\n".join(line[4:] for line in lines[at:end])
+            kind = "bash" if re.match(_BEGINS, text) else "text"
+            found.append(Block(document, at + 1, kind, text + "\n"))
+            at = end - 1
         at += 1
     return found
 
@@ -115,8 +124,3 @@ def links(document: str) -> list[str]:
 def python_of(document: str) -> list[str]:
     """Return the Python blocks of a document."""
     return [block.text for block in blocks(document) if block.kind == "python"]
-
-
-def exists(path: str, beside: Path = ROOT) -> bool:
-    """Return whether a path that a document names is there."""
-    return (beside / path).exists()

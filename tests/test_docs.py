@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -80,6 +80,9 @@ def parsed(module: str, arguments: list[str]) -> Any:
     make = PARSERS.get(module)
     if make is None:
         found = importlib.import_module(f"launcher.{module}")
+        # A command of a command has a parser of its own: runs clean.
+        if arguments and (of_word := getattr(found, f"{arguments[0]}_parser", None)):
+            return of_word().parse_args(arguments[1:])
         make = getattr(found, "parser", None) or found._parser
     if {"--help", "-h"} & set(arguments):
         return make()
@@ -87,6 +90,18 @@ def parsed(module: str, arguments: list[str]) -> Any:
     if module == "jobs" and getattr(given, "arguments", None):
         return parsed("run", [each for each in given.arguments if each != "--"])
     return given
+
+
+def all_parsers() -> list[Callable[[], Any]]:
+    """Return what makes the parser of each command, and of each command's commands."""
+    found = list(PARSERS.values())
+    for name in ("watch", "runs", "compare"):
+        if (ROOT / "launcher" / f"{name}.py").exists():
+            module = importlib.import_module(f"launcher.{name}")
+            found += [
+                make for each, make in vars(module).items() if each.endswith("parser") and callable(make)
+            ]
+    return found
 
 
 def is_the_readers(path: str | Path) -> bool:
@@ -152,7 +167,10 @@ def stops_soon(line: Line) -> bool:
         return True
     if module != "run":
         return False
-    given = parsed(module, arguments)
+    try:
+        given = parsed(module, arguments)
+    except SystemExit:
+        return False  # The test of each command tells it.
     is_ours = not is_the_readers(given.recipe) and not is_the_readers(given.ds) and not given.address
     of_data = (ROOT / given.recipe).is_file() and "../data/" in (ROOT / given.recipe).read_text()
     return is_ours and not of_data and any(getattr(given, name) for name in STOPS_SOON)
@@ -296,7 +314,7 @@ def test_files_and_options_in_the_text_are_there(document: str) -> None:
         assert (ROOT / path).exists() or path.startswith("tests/tasks/test_pair"), path
     # `pip` and `ray` have options too; those of the documents are few.
     known = {"--constraint", "--working-dir", "--runtime-env-json"}
-    for make in PARSERS.values():
+    for make in all_parsers():
         parsers = [make()]
         for parser in parsers:
             known |= set(parser._option_string_actions)
