@@ -108,6 +108,7 @@ def _make_run(run_dir: Path, name: str, tokenizer_path: Path) -> None:
     import transformers
 
     rows = ROWS[name]
+    run_dir.mkdir(parents=True)
     data = write_jsonl(run_dir.parent / f"{run_dir.name}.jsonl", rows)
     stage = {"name": "it", "task": name, "data": {"train": str(data), "eval": str(data)}, "max_length": 64}
     asked = recipes.parse({"model": {"path": "nowhere"}, "stages": [stage | SETTINGS.get(name, {})]})
