@@ -119,8 +119,3 @@ def links(document: str) -> list[str]:
     text = re.sub(r"`[^`\n]*`", "", text)
     found = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'<img[^>]*src="([^"]+)"', text)
     return [target for target in found if "://" not in target and not target.startswith("mailto:")]
-
-
-def python_of(document: str) -> list[str]:
-    """Return the Python blocks of a document."""
-    return [block.text for block in blocks(document) if block.kind == "python"]

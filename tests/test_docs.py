@@ -27,7 +27,7 @@ def test_what_is_wrong_is_found() -> None:
             "stages: [{name: a, task: causal-lm, data: {train: x}, learnin_rate: 1}]\nmodel: {path: x}",
             Path("/"),
         )
-    assert {block.kind for block in BLOCKS} == {"bash", "yaml", "json", "python", "text"}
+    assert {block.kind for block in BLOCKS} == {"bash", "yaml", "json", "python", "diff", "text"}
     assert "commands-that-are-not-there" not in documents.headings("README.md")
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, write_jsonl
-from tests.documents import blocks, python_of
+from tests.documents import blocks
 from tests.runs import environment
 from tests.tasks.texts import WORDS, word_tokenizer
 
@@ -24,13 +24,15 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("copy")
     shutil.copytree(ROOT / "launcher", folder / "launcher", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "ds_configs", folder / "ds_configs")
-    code, name = python_of(PAGE)
+    [code] = [block.text for block in blocks(PAGE) if block.kind == "python"]
+    [added] = [block.text for block in blocks(PAGE) if block.kind == "diff"]
     (folder / "launcher" / "tasks" / "pair_ranking.py").write_text(code, encoding="utf-8")
     recipe = folder / "launcher" / "recipe.py"
     text = recipe.read_text(encoding="utf-8")
-    beginning = "TaskName = Literal[\n"
-    assert text.count(beginning) == 1 and name == '    "pair-ranking",\n'
-    recipe.write_text(text.replace(beginning, beginning + name), encoding="utf-8")
+    before = "".join(line[1:] for line in added.splitlines(keepends=True) if line[0] == " ")
+    after = "".join(line[1:] for line in added.splitlines(keepends=True))
+    assert text.count(before) == 1
+    recipe.write_text(text.replace(before, after), encoding="utf-8")
     return folder
 
 
