@@ -45,7 +45,10 @@ def parsed(module: str, arguments: list[str]) -> Any:
         # A command of a command has a parser of its own: runs clean.
         if arguments and (of_word := getattr(found, f"{arguments[0]}_parser", None)):
             return of_word().parse_args(arguments[1:])
-        make = getattr(found, "parser", None) or found._parser
+        make = getattr(found, "parser", None) or getattr(found, "_parser", None)
+        if make is None:
+            assert callable(found.main), f"{module} is no program"
+            return None  # It takes words by their place, and no options.
     if {"--help", "-h"} & set(arguments):
         return make()
     given = make().parse_args(arguments)
