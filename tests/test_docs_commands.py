@@ -45,7 +45,7 @@ LINES = [line for document in WITH_COMMANDS for line in documents.commands(docum
 def is_the_readers(path: str | Path) -> bool:
     """Whether a file is the reader's to have: placeholders in capitals, `my-…`, and what lies in data/."""
     first = Path(path).parts[0]
-    return first.isupper() or first.startswith("my-") or first == "data"
+    return first.isupper() or first.startswith("my-") or first in ("data", "recipe.yaml")
 
 
 def unique(lines: list[Line]) -> list[Line]:
