@@ -11,6 +11,7 @@ PYTEST_ARGS ?=
 
 quickstart: env
 	$(BIN)/python launcher/run.py --ds ds_configs/zero3.json
+	@echo "commands that begin with python want the environment: . $(BIN)/activate"
 
 test: $(VENV)/.ops
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest $(PYTEST_ARGS)

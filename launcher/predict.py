@@ -37,7 +37,9 @@ def _answer_all(run_dir: Path, stage_name: str | None, source: str) -> None:
     with _open(source) as lines:
         task = tasks.create(stage.stage)
         model, extra, tokenizer = finished.load(stage, task)
-        for batch in _batches(lines):
+        if is_typed := lines.isatty():
+            print("one answer for each line; Ctrl-D ends", file=sys.stderr)
+        for batch in _batches(lines, 1 if is_typed else BATCH):
             for answer in task.predict(model, extra, tokenizer, batch):
                 # One line each, so that answers can be matched with lines.
                 print(" ".join(answer.splitlines()))
@@ -53,9 +55,9 @@ def _open(source: str) -> TextIO:
         raise BadInput(f"--input {source}: cannot be read: {error.strerror}") from None
 
 
-def _batches(lines: TextIO) -> Iterator[list[str]]:
+def _batches(lines: TextIO, size: int) -> Iterator[list[str]]:
     try:
-        while batch := [line.rstrip("\r\n") for line in islice(lines, BATCH)]:
+        while batch := [line.rstrip("\r\n") for line in islice(lines, size)]:
             yield batch
     except UnicodeDecodeError:
         raise BadInput(f"--input {lines.name}: is not UTF-8 text") from None

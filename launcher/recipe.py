@@ -15,7 +15,11 @@ from pydantic import (
 )
 
 TaskName = Literal[
-    "text-classification", "token-classification", "question-answering", "translation", "causal-lm"
+    "text-classification",
+    "token-classification",
+    "question-answering",
+    "translation",
+    "causal-lm",
 ]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 ScheduleName = Literal["linear", "cosine", "constant"]

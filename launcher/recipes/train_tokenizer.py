@@ -1,4 +1,4 @@
-"""Train a tokenizer for an encoder-decoder model from data files.
+"""Train a tokenizer from data files, for a model that begins from nothing.
 
     python launcher/recipes/train_tokenizer.py --column source --column target --vocabulary 8000 \\
         --out DIR FILE...
@@ -7,6 +7,9 @@ FILE is what a recipe's `data.train` may be: Parquet, Arrow, JSON lines or CSV f
 is then a recipe's `model.tokenizer`, beside a `model.config` such as
 
     {model_type: t5, pad_token_id: 0, eos_token_id: 1, decoder_start_token_id: 0, ...}
+
+A column may hold texts, or conversations (`messages`). For a model without an encoder take `--kind bpe`, and
+`{model_type: llama, pad_token_id: 0, eos_token_id: 1, bos_token_id: null, ...}`.
 
 The first ids are <pad> 0, </s> 1 and <unk> 2, and every text gets </s> at its end, as T5 has it. A character
 that the files do not have becomes bytes, so decoding gives back any text, but for white space before it.
@@ -68,11 +71,21 @@ def read(files: Sequence[str], columns: Sequence[str]) -> Iterator[list[str]]:
     num_texts = 0
     for chunk in source.chunks(found):
         for rows in source.read(chunk, wanted, reject=source.refuse):
-            texts = [text for name in wanted for text in rows.columns[name] if isinstance(text, str) and text]
+            texts = [text for name in wanted for value in rows.columns[name] for text in _texts(value)]
             num_texts += len(texts)
             yield texts
     if not num_texts:
         raise BadInput(f"--column {', '.join(wanted)}: there is no text in it")
+
+
+def _texts(value: Any) -> list[str]:
+    """Return the texts in a row's value: itself, or what the messages of a conversation say."""
+    said = (
+        [each.get("content") for each in value if isinstance(each, dict)]
+        if isinstance(value, list)
+        else [value]
+    )
+    return [text for text in said if isinstance(text, str) and text]
 
 
 def train(texts: Iterator[list[str]], *, kind: str, vocabulary: int) -> Tokenizer:
@@ -149,7 +162,9 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--column", action="append", required=True, help="a column of texts; may be repeated")
+    parser.add_argument(
+        "--column", action="append", required=True, help="a column of texts or messages; may be repeated"
+    )
     parser.add_argument("--vocabulary", type=int, default=8000, help="tokens, at most (default: 8000)")
     parser.add_argument("--kind", choices=("unigram", "bpe"), default="unigram", help="default: unigram")
     parser.add_argument("--out", type=Path, required=True, help="the directory to write")

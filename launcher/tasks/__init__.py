@@ -1,4 +1,7 @@
-"""What a row means: one module for each task, imported only when a stage names it."""
+"""What a row means: one module for each task, imported only when a stage names it.
+
+`text-classification` is the class `TextClassification` of `text_classification.py`: a name says where its task is.
+"""
 
 import importlib
 from typing import TYPE_CHECKING
@@ -8,17 +11,12 @@ from launcher import recipe
 if TYPE_CHECKING:
     from launcher.tasks.base import Task
 
-_CLASSES = {
-    "text-classification": ("launcher.tasks.text_classification", "TextClassification"),
-    "token-classification": ("launcher.tasks.token_classification", "TokenClassification"),
-    "question-answering": ("launcher.tasks.question_answering", "QuestionAnswering"),
-    "translation": ("launcher.tasks.translation", "Translation"),
-    "causal-lm": ("launcher.tasks.causal_lm", "CausalLM"),
-}
-
 
 def create(stage: recipe.Stage) -> "Task":
     """Return the stage's task."""
-    module, name = _CLASSES[stage.task]
-    task: Task = getattr(importlib.import_module(module), name)(stage)
+    module = importlib.import_module(f"launcher.tasks.{stage.task.replace('-', '_')}")
+    name = stage.task.replace("-", "")
+    # In a class's name letters are large as its author likes: CausalLM.
+    found = next(each for each in vars(module) if each.lower() == name)
+    task: Task = getattr(module, found)(stage)
     return task

@@ -124,5 +124,5 @@ def _config(stage: Stage) -> Any:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.modules,
-        task_type=_TASK_TYPES[stage.task],
+        task_type=_TASK_TYPES.get(stage.task),  # What peft has no name for, it takes without one.
     )

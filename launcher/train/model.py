@@ -16,6 +16,7 @@ from launcher.recipe import Model
 from launcher.train import heads, trainable
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_REMEDY = "; check the name, or give a directory, which needs no network"
 
 
 def load_tokenizer(model: Model) -> Any:
@@ -26,7 +27,7 @@ def load_tokenizer(model: Model) -> Any:
             name, revision=model.revision, trust_remote_code=model.trust_remote_code is not None
         )
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"tokenizer {name}: cannot be loaded: {_first_line(error)}") from None
+        raise ModelError(f"tokenizer {name}: cannot be loaded: {_first_line(error)}{_REMEDY}") from None
     if not tokenizer.is_fast:
         raise ModelError(f"tokenizer {name}: has no fast (Rust) version; give model.tokenizer one that has")
     tokenizer.add_tokens(model.add_tokens)
@@ -45,7 +46,8 @@ def config_of(model: Model, vocabulary: int) -> Any:
     try:
         return AutoConfig.from_pretrained(model.path, revision=model.revision, trust_remote_code=trust)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"model {model.path}: its config cannot be loaded: {_first_line(error)}") from None
+        why = _first_line(error)
+        raise ModelError(f"model {model.path}: its config cannot be loaded: {why}{_REMEDY}") from None
 
 
 def grow(model: Model, auto_model: str, directory: Path, vocabulary: int) -> None:
