@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -187,24 +187,39 @@ class Engine:
         last = len(self.parts.tasks) - 1
         packed.self_test(self.model(), lambda tensors: self._logits(last, tensors), self._tensors(batch))
 
-    @compiled.aside_in
-    @torch.no_grad()
     def evaluate(self, part: int, batches: Iterable[MicroBatch]) -> dict[str, float]:
-        """Return exact metrics of one part: sums over each rank's samples, added up once over all ranks."""
-        self.engine.eval()
+        """Return exact metrics of one part; every rank must call it."""
+        return self.parts.tasks[part].metrics(self.sums(part, batches))
+
+    @torch.no_grad()
+    def sums(self, part: int, batches: Iterable[MicroBatch]) -> torch.Tensor:
+        """Return what metrics are made of: sums over each rank's samples, added up once over all ranks."""
         task = self.parts.tasks[part]
         total: torch.Tensor | None = None
-        for batch in batches:
-            tensors = self._tensors(batch)
-            given = self._given(part, tensors)
-            outputs = self._outputs(part, given)
+        for _, given, outputs, generated in self.answered(part, batches):
             loss = task.loss(outputs, given)
-            sums = exact.rounded(task.measure(outputs, given, loss, self._generated(part, tensors)))
+            sums = exact.rounded(task.measure(outputs, given, loss, generated))
             total = sums if total is None else total + sums
         assert total is not None, "an eval split has at least one batch on every rank"
         total = total.to(self._told_device())
         dist.all_reduce(total)
-        return task.metrics(total.cpu())
+        return total.cpu()
+
+    @torch.no_grad()
+    def answered(
+        self, part: int, batches: Iterable[MicroBatch], limits: dict[str, Any] | None = None
+    ) -> Iterator[tuple[MicroBatch, dict[str, Any], Any, torch.Tensor | None]]:
+        """Yield each batch, its tensors, the part's outputs on them, and generated ids; every rank must exhaust it.
+
+        Args:
+            limits: generate in any case, with these settings of transformers; None: only if evaluation does.
+        """
+        self.engine.eval()
+        for batch in batches:
+            tensors = self._tensors(batch)
+            given = self._given(part, tensors)
+            outputs = self._outputs(part, given)
+            yield batch, given, outputs, self._generated(part, tensors, limits)
 
     @compiled.aside_in
     @torch.no_grad()
@@ -258,12 +273,14 @@ class Engine:
         logits: torch.Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
         return logits if self.team is None else self.team.whole(logits, tensors["input_ids"].shape[1])
 
-    def _generated(self, part: int, tensors: dict[str, torch.Tensor]) -> torch.Tensor | None:
+    def _generated(
+        self, part: int, tensors: dict[str, torch.Tensor], limits: dict[str, Any] | None
+    ) -> torch.Tensor | None:
         task = self.parts.tasks[part]
-        if not task.generates:
+        if not task.generates and limits is None:
             return None
         is_partitioned = self.engine.zero_optimization_stage() == 3
-        generated = task.generate(self.model(part), tensors, synced=is_partitioned)
+        generated = task.generate(self.model(part), tensors, synced=is_partitioned, limits=limits or {})
         self.engine.empty_partition_cache()
         return generated
 
