@@ -61,7 +61,7 @@ def piece(text: str, wanted: list[str], longest: int) -> str:
 
 def _short(value: Any) -> Any:
     if isinstance(value, str):
-        return cut(value)
+        return cut(value.strip())
     if isinstance(value, list):
         return [_short(each) for each in value[:MOST_WORDS]] + ([DOTS] if len(value) > MOST_WORDS else [])
     if isinstance(value, float):
