@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from launcher import storage
 from launcher.assembly import Context
+from launcher.data.feed import MicroBatch
 from launcher.data.order import Integers
 from launcher.part import Part
 from launcher.tasks.shown import Shown
@@ -136,15 +137,18 @@ def _answered(
     """Return what is shown of some samples, from all ranks, and what went wrong on any."""
     rows: list[Row] = []
     faults: list[str] = []
-    batches = context.pulse.counted(part.eval_batches(samples, budget_tokens))
-    for batch, given, outputs, generated in engine.answered(index, batches, limits):
+
+    def take(batch: MicroBatch, given: dict[str, Any], outputs: Any, generated: Any) -> None:
         if not len(batch.samples):
-            continue
+            return
         try:
             told = part.task.shown(outputs, given, generated)
-            rows += [Row(int(i), each) for i, each in zip(batch.rows, told, strict=True)]
+            rows.extend(Row(int(i), each) for i, each in zip(batch.rows, told, strict=True))
         except Exception as error:  # The other ranks go on to their next batch, and need this one there.
             faults.append(_fault(part, error))
+
+    batches = context.pulse.counted(part.eval_batches(samples, budget_tokens))
+    engine.answer(index, batches, take, limits)
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, (rows, faults))
     return [row for mine, _ in gathered for row in mine], [fault for _, mine in gathered for fault in mine]

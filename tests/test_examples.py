@@ -186,7 +186,7 @@ def test_texts(worlds: dict) -> None:
         assert all(each["is_right"] is None and each["score"] > 0 for each in samples)
         assert len({each["answer"] for each in samples}) > 1
         worst = [each["score"] for each in samples[: examples.SHORT_ROWS // 2]]
-        assert worst == sorted(worst, reverse=True) and worst[0] > samples[-1]["score"]
+        assert worst == sorted(worst) and worst[0] < samples[-1]["score"] < 1
     # Some of the talks are cut to the length of the stage.
     talks = worlds[2]["talk"]["file"]["samples"]
     assert all("assistant" in each["input"] for each in talks)

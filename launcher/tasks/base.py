@@ -78,7 +78,7 @@ class Task(Protocol):
     generates_shown: bool
     """Whether `shown` wants generated answers, even where evaluation does without."""
     score: str
-    """What `Shown.score` is; empty if there is none."""
+    """What `Shown.score` tells; empty if there is none."""
     traced_for: str
     """The device that a model on the meta device stands for, where that matters to the task."""
 

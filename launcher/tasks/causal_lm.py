@@ -31,7 +31,7 @@ class CausalLM(base.Plain):
     is_better_high = False
     loss_unit = "token"
     generates_shown = True
-    score = "loss of a token"
+    score = "probability of a token"
     traced_for = "cuda"
 
     def __init__(self, stage: Stage) -> None:
@@ -162,7 +162,7 @@ class CausalLM(base.Plain):
         self, outputs: Tensor, batch: dict[str, Tensor], generated: Tensor | None = None
     ) -> list[shown.Shown]:
         """See `Task.shown`: what stands before the last answer, the true one, and, where one was generated,
-        that; the score is the loss of a token. A row that is nothing but answer is asked its first half."""
+        that; the score is the probability of a true token (geometric mean). A row that is nothing but answer is asked its first half."""
         starts, ends = (places.tolist() for places in generation.asked_and_true(batch["labels"]))
         said: list[str | None] = [None] * len(ends)
         if generated is not None:
@@ -176,7 +176,7 @@ class CausalLM(base.Plain):
             loss = float(self.loss(outputs[i : i + 1], {"labels": labels}) / (labels[:, 1:] >= 0).sum())
             asked = shown.end_of(tokens.text_of(self.tokenizer, ids[:start]))
             true = generation.answer(self.tokenizer, ids[start:end], self._mark()).strip()
-            found.append(shown.Shown(asked, true, said[i], judged[i], loss, loss))
+            found.append(shown.Shown(asked, true, said[i], judged[i], math.exp(-loss), loss))
         return found
 
     def metrics(self, sums: Tensor) -> dict[str, float]:

@@ -25,7 +25,7 @@ class Number:
     """
 
     metric = "pearson"
-    score = "error"
+    score = ""
     column = None
     fewest = 0
 
@@ -87,10 +87,10 @@ class Number:
         return {}
 
     def judged(self, logits: Tensor, labels: Tensor) -> list[tuple[bool | None, float | None, float]]:
-        """Return of each row that it is neither right nor wrong, how far it is off, and that again."""
+        """Return of each row that it is neither right nor wrong, no score, and how far it is off."""
         _, true = _numbers(labels)
         errors = (logits.float().squeeze(-1) - true).abs().tolist()
-        return [(None, error, error) for error in errors]
+        return [(None, None, error) for error in errors]
 
     def predicted(self, logits: Tensor, words: Sequence[str]) -> list[Any]:
         """Return each row's number."""

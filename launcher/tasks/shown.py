@@ -18,7 +18,7 @@ class Shown:
         expected: a word, a text, a number, or a list of them; None where nothing is known.
         answer: of the same kind; None where there is none.
         is_right: None where an answer is not simply right or wrong.
-        score: the task says of what.
+        score: the higher, the better; the task says of what.
         badness: the higher, the more this row tells about what goes wrong; of no scale.
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ from launcher.train.trainable import Group
 
 if TYPE_CHECKING:
     from launcher.data.feed import MicroBatch, StepBatch
+
+    Take = Callable[[MicroBatch, dict[str, Any], Any, torch.Tensor | None], None]
 
 
 class Engine:
@@ -191,27 +193,27 @@ class Engine:
         """Return exact metrics of one part; every rank must call it."""
         return self.parts.tasks[part].metrics(self.sums(part, batches))
 
-    @torch.no_grad()
     def sums(self, part: int, batches: Iterable[MicroBatch]) -> torch.Tensor:
         """Return what metrics are made of: sums over each rank's samples, added up once over all ranks."""
-        task = self.parts.tasks[part]
-        total: torch.Tensor | None = None
-        for _, given, outputs, generated in self.answered(part, batches):
-            loss = task.loss(outputs, given)
-            sums = exact.rounded(task.measure(outputs, given, loss, generated))
-            total = sums if total is None else total + sums
-        assert total is not None, "an eval split has at least one batch on every rank"
-        total = total.to(self._told_device())
-        dist.all_reduce(total)
+        task, totals = self.parts.tasks[part], list[torch.Tensor]()
+
+        def add(_: MicroBatch, given: dict[str, Any], outputs: Any, generated: torch.Tensor | None) -> None:
+            sums = exact.rounded(task.measure(outputs, given, task.loss(outputs, given), generated))
+            totals[:] = [sums + each for each in totals] or [sums]
+
+        self.answer(part, batches, add)
+        # An eval split has at least one batch on every rank.
+        dist.all_reduce(total := totals[0].to(self._told_device()))
         return total.cpu()
 
     @torch.no_grad()
-    def answered(
-        self, part: int, batches: Iterable[MicroBatch], limits: dict[str, Any] | None = None
-    ) -> Iterator[tuple[MicroBatch, dict[str, Any], Any, torch.Tensor | None]]:
-        """Yield each batch, its tensors, the part's outputs on them, and generated ids; every rank must exhaust it.
+    def answer(
+        self, part: int, batches: Iterable[MicroBatch], take: Take, limits: dict[str, Any] | None = None
+    ) -> None:
+        """Answer batches in evaluation mode; every rank must call it, with as many.
 
         Args:
+            take: is given each batch, its tensors, the part's outputs on them, and generated ids or None.
             limits: generate in any case, with these settings of transformers; None: only if evaluation does.
         """
         self.engine.eval()
@@ -219,7 +221,7 @@ class Engine:
             tensors = self._tensors(batch)
             given = self._given(part, tensors)
             outputs = self._outputs(part, given)
-            yield batch, given, outputs, self._generated(part, tensors, limits)
+            take(batch, given, outputs, self._generated(part, tensors, limits))
 
     @compiled.aside_in
     @torch.no_grad()

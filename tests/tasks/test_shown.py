@@ -75,9 +75,10 @@ def test_many_labels_and_numbers():
     assert [e.badness for e in found] == [2, 0]
     _, _, found = classified("number", [("good", 1.5), ("bad", -1.0)], [[1.25], [3.0]], ())
     assert [(e.expected, e.answer, e.is_right, e.score) for e in found] == [
-        (1.5, 1.25, None, 0.25),
-        (-1.0, 3.0, None, 4.0),
+        (1.5, 1.25, None, None),
+        (-1.0, 3.0, None, None),
     ]
+    assert [e.badness for e in found] == [0.25, 4.0]
 
 
 def test_pairs_are_told_apart():
@@ -179,8 +180,8 @@ def test_talks(tokenizer, wants_exact):
     assert silent[1].input.startswith(
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello there"
     )
-    assert silent[0].score == pytest.approx(-math.log(math.exp(2) / (math.exp(2) + len(tokenizer) - 1)))
-    assert silent[1].score == pytest.approx(0, abs=1e-6) and silent[0].badness > silent[1].badness
+    assert silent[0].score == pytest.approx(math.exp(2) / (math.exp(2) + len(tokenizer) - 1))
+    assert silent[1].score == pytest.approx(1, abs=1e-6) and silent[0].badness > silent[1].badness
     if not wants_exact:
         assert [each.answer for each in silent] == [None] * 3
     ids = [tokenizer(text)["input_ids"] for text in ("Bye", "Hi, é!<|im_end|>", "Hi, é!")]
