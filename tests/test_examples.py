@@ -27,6 +27,7 @@ MORE: dict[str, dict[str, Any]] = {
     "numbers": {"task": "text-classification", "data": {"label_type": "number"}},
     "talk": {"task": "causal-lm"},
     "text": {"task": "causal-lm", "data": {"format": "text"}},
+    "broken": {"task": "text-classification"},
 }
 
 
@@ -39,13 +40,14 @@ def _more(folder: Path, of_labels: ranks.Case, of_chat: ranks.Case) -> dict[str,
         "numbers": [{"text": t, "label": draw.gauss(0, 1)} for t in texts],
         "talk": chat_rows(20, 3),
         "text": [{"text": f"{t} . {t}"} for t in texts],
+        "broken": [{"text": t, "label": draw.choice(["a", "b"])} for t in texts],
     }
     made = {}
     for name, keys in MORE.items():
         path = str(write_jsonl(folder / f"{name}.jsonl", rows[name]))
         data = {"train": path, "eval": path} | keys.get("data", {})
         stage = {"max_length": 64, "micro_batch": 2} | keys | {"name": name, "data": data}
-        model = (of_labels if name in ("many", "numbers") else of_chat).tree["model"]
+        model = (of_chat if keys["task"] == "causal-lm" else of_labels).tree["model"]
         made[name] = ranks.case(name, "", 0, {"model": model, "stages": [stage]}, folder)
     return made
 
@@ -67,6 +69,8 @@ def _told(case: ranks.Case, rank: int, num_ranks: int) -> dict[str, Any]:
     built = assemble(context, context.plan.stages[0])
     part = built.parts[0]
     sums = built.engine.sums(0, part.eval_batches())
+    if case.name == "broken" and rank == num_ranks - 1:
+        part.task.tokenizer = None  # No text can be made of ids.
     file = context.stage_dir(case.name) / examples.FILE
     examples.write(context, built.engine, 0, part, part.task.tables(sums))
     before = file.read_bytes() if rank == 0 else b""
@@ -98,7 +102,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]
     return worlds
 
 
-NAMES = [*NUM_ROWS, *MORE]
+NAMES = [name for name in (*NUM_ROWS, *MORE) if name != "broken"]
 pytestmark = pytest.mark.timeout(900)
 
 
@@ -116,6 +120,17 @@ def test_the_same_on_any_ranks_and_made_once(worlds: dict, name: str) -> None:
     for each in alone["samples"]:
         assert set(each) == {"input", "expected", "answer", "is_right", "score"}
         assert each["input"] and each["answer"] is not None and len(each["input"]) < 500
+
+
+@pytest.mark.slow
+def test_what_fails_on_one_rank_is_told_and_ends_nothing(worlds: dict) -> None:
+    for told, has_others in ((worlds[1]["broken"], False), (worlds[2]["broken"], True)):
+        shown, exported = told["events"]
+        assert "NoneType" in shown["fault"] and exported["kind"] == "export"
+        assert (Path(exported["path"]) / "config.json").exists()
+        file = told["file"]
+        assert sum(map(sum, file["matrix"]["counts"])) == file["of"] == 30
+        assert bool(file["samples"]) == has_others and file["num"] == shown["num"] < 30
 
 
 @pytest.mark.slow
