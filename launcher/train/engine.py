@@ -206,6 +206,7 @@ class Engine:
         dist.all_reduce(total := totals[0].to(self._told_device()))
         return total.cpu()
 
+    @compiled.aside_in
     @torch.no_grad()
     def answer(
         self, part: int, batches: Iterable[MicroBatch], take: Take, limits: dict[str, Any] | None = None
