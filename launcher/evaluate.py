@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from launcher import exact, finished, storage, tasks
 from launcher import recipe as recipes
 from launcher.errors import BadInput, LauncherError
@@ -155,7 +153,7 @@ def _run(
             total = sums if total is None else total + sums
             if keep_answers:
                 own = task.answers(outputs, tensors, generated)
-                answers += zip(_places(batch, len(own)), own, strict=True)
+                answers += zip(batch.rows.tolist(), own, strict=True)
     assert total is not None, "a store has at least one sample"
     return task.metrics(total.cpu()), [answer for _, answer in sorted(answers, key=lambda each: each[0])]
 
@@ -173,16 +171,6 @@ def _batches(stores: list[Any], plan: StagePlan, task: Any, tokenizer: Any) -> I
         pad_token_id=base.padding_id(tokenizer),
         grouped=task.is_grouped,
     )
-
-
-def _places(batch: Any, num_answers: int) -> list[int]:
-    """Return what tells the place of each answer in the files: the id of its row's first sample."""
-    samples, windows = batch.samples, batch.features.get("_window")
-    if windows is not None:
-        samples = samples[windows == 0]  # A row begins there.
-    if num_answers != len(samples):
-        samples = np.repeat(samples[:1], num_answers)  # in the order of the batch
-    return [int(sample) for sample in samples]
 
 
 def _check_writable(path: Path | None) -> None:

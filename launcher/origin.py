@@ -80,7 +80,7 @@ def take_over(origin: Origin, run_dir: Path) -> str:
     for name in origin.taken:
         if not (origin.run_dir / _STAGES / name / _DONE).exists():
             raise RunExists(f"{origin.run_dir}: its stage {name} is not finished")
-        for part in (_DONE, "export", "adapter"):
+        for part in (_DONE, "export", "adapter", "examples.json"):
             _link(origin.run_dir / _STAGES / name / part, run_dir / _STAGES / name / part)
     said = [f"stage {name} as it ended" for name in origin.taken]
     if origin.stage is not None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from launcher import tasks
 from launcher.data import feed
+from launcher.data.order import Integers
 from launcher.data.split import Split
 from launcher.data.store import Store
 from launcher.plan.plan import StageFacts, StagePlan
@@ -89,18 +90,35 @@ class Part:
             pad_token_id=self.seat.pad_token_id,
         )
 
-    def eval_batches(self) -> Iterator[feed.MicroBatch]:
-        """Return this rank's share of the eval split."""
-        assert self.facts.eval is not None
+    def eval_batches(
+        self, only: Integers | None = None, budget_tokens: int | None = None
+    ) -> Iterator[feed.MicroBatch]:
+        """Return this rank's share of the eval split.
+
+        Args:
+            only: the ids of the samples that are wanted; None: all.
+            budget_tokens: of a micro-batch; None: as in training.
+        """
         return feed.eval_batches(
-            [Store(Path(path)) for path in self.facts.eval.stores],
+            self._eval_stores,
             micro_batch=self.plan.micro_batch,
-            budget_tokens=self.plan.budget_tokens,
+            budget_tokens=budget_tokens or self.plan.budget_tokens,
             num_workers=self.seat.num_workers,
             rank=self.seat.rank,
             pad_token_id=self.seat.pad_token_id,
             grouped=self.task.is_grouped,
+            only=only,
         )
+
+    def drawn(self, most_rows: int, most_tokens: int, *, fewest_rows: int) -> tuple[Integers, int]:
+        """Draw rows of the eval split, the same on every rank; see `Split.drawn`."""
+        split = Split(self._eval_stores)
+        return split.drawn(most_rows, most_tokens, fewest_rows=fewest_rows, grouped=self.task.is_grouped)
+
+    @property
+    def _eval_stores(self) -> list[Store]:
+        assert self.facts.eval is not None
+        return [Store(Path(path)) for path in self.facts.eval.stores]
 
     def probe_batch(self) -> feed.MicroBatch:
         """The first few samples, the same on every rank."""

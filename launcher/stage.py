@@ -1,4 +1,4 @@
-"""One stage on one rank: restore, train, evaluate, save, export."""
+"""One stage on one rank: restore, train, evaluate, save, show examples, export."""
 
 import os
 import socket
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from launcher import bad_batches, storage
+from launcher import bad_batches, examples, storage
 from launcher.assembly import Assembly, Context, assemble, write_export
 from launcher.data import feed
 from launcher.judge import Verdict, judge
@@ -63,6 +63,7 @@ class StageRun:
             self.engine, context, stage=plan.name, parts=names, before_error=self.keep_before
         )
         self.metrics: dict[str, dict[str, float]] = {}
+        self.tables: dict[str, dict[str, Any]] = {}
         self.verdict, self.num_seen, self.ended_at = Verdict(), 0, 0
         self.stepped_at_s, self.data_s = time.monotonic(), 0.0
         self.totals = dict.fromkeys(("samples", "tokens", "slots", "data_s", "step_s", "stall_s"), 0.0)
@@ -109,7 +110,7 @@ class StageRun:
 
     def take(self, state: dict[str, Any]) -> None:
         """Take over what a checkpoint knows besides weights and position."""
-        self.metrics = dict(state.get("metrics", {}))
+        self.metrics, self.tables = dict(state.get("metrics", {})), dict(state.get("tables", {}))
         self.verdict = Verdict(**state.get("verdict", {}))
         self.num_seen = state.get("num_seen", 0)
         self.guard.rule.losses.extend(state.get("losses", []))
@@ -202,7 +203,11 @@ class StageRun:
         for i, part in enumerate(self.parts):
             if part.facts.eval is not None:
                 batches = self.pulse.counted(part.eval_batches())
-                self.metrics[part.name] = self.engine.evaluate(i, batches)
+                sums = self.engine.sums(i, batches)
+                self.metrics[part.name], self.tables[part.name] = (
+                    part.task.metrics(sums),
+                    part.task.tables(sums),
+                )
                 self.context.recorder.write(
                     "eval", stage=part.name, step=step, metrics=self.metrics[part.name]
                 )
@@ -222,6 +227,7 @@ class StageRun:
             "fingerprint": self.fingerprint,
             "content": self.content,
             "metrics": self.metrics,
+            "tables": self.tables,
             "verdict": self.verdict.state(),
             "num_seen": self.num_seen,
             # Only where they are judged by: a restart has to judge alike.
@@ -266,8 +272,10 @@ class StageRun:
             self.pulse.phase = "restore"
             self.best.restore(fingerprint=self.fingerprint, content=self.content)
             self.metrics, facts["best_step"] = dict(best.state["metrics"]), best.step
+            self.tables = dict(best.state.get("tables", {}))
         for i, part in enumerate(self.parts):
             if not self.plan.is_baseline:
+                examples.write(self.context, self.engine, i, part, self.tables.get(part.name, {}))
                 write_export(self.context, part, i, self.built)
             if self.context.rank == 0:
                 done = {"metrics": self.metrics.get(part.name, {}), **facts}

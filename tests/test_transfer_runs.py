@@ -134,6 +134,42 @@ def test_the_export_alone_gives_the_same_metrics(sequence: tuple, stage: str) ->
         assert again[name] == pytest.approx(value, rel=1e-4 if name == "loss" else 1e-12), name
 
 
+def test_the_answers_shown_are_those_of_the_export(sequence: tuple, tmp_path: Path) -> None:
+    """Of the best step, not of the last: what is exported."""
+    _, run_dir = sequence
+    stages = _summary(run_dir)["stages"]
+    shown = {name: _shown(run_dir, name) for name in ("tags", "answers", "labels")}
+    counts = shown["labels"]["matrix"]["counts"]
+    right, total = sum(counts[i][i] for i in range(2)), sum(map(sum, counts))
+    assert total == shown["labels"]["of"] and right / total == stages["labels"]["metrics"]["accuracy"]
+    _evaluated(run_dir, "labels", "--predictions", str(tmp_path / "said.jsonl"))
+    said = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    recipe = yaml.safe_load((run_dir / "recipe.yaml").read_text())
+    path = Path(recipe["stages"][2]["data"]["eval"][0]["path"])
+    texts = [json.loads(line)["text"] for line in path.read_text().splitlines()]
+    expected = {text: (each["reference"], each["prediction"]) for text, each in zip(texts, said, strict=True)}
+    assert {each["input"] for each in shown["labels"]["samples"]} <= set(expected)
+    for each in shown["labels"]["samples"]:
+        assert (each["expected"], each["answer"]) == expected[each["input"]]
+    entities = shown["tags"]["entities"]
+    right, there = (sum(each[key] for each in entities) for key in ("right", "expected"))
+    assert right / there == stages["tags"]["metrics"]["recall"]
+    of_answers = shown["answers"]
+    f1 = 100 * sum(each["score"] for each in of_answers["samples"]) / len(of_answers["samples"])
+    assert len(of_answers["samples"]) == of_answers["of"]
+    assert f1 == pytest.approx(stages["answers"]["metrics"]["f1"], rel=1e-4)
+    assert not (run_dir / "stages" / "baseline" / "examples.json").exists()
+
+
+def _shown(run_dir: Path, stage: str) -> dict:
+    """Return a stage's examples, of which the record must not say that anything went wrong."""
+    events = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    (event,) = [each for each in events if each["kind"] == "examples" and each["stage"] == stage]
+    print(stage, event)
+    assert "fault" not in event
+    return json.loads((run_dir / "stages" / stage / "examples.json").read_text())
+
+
 def test_exports_load_plainly_and_hold_what_was_asked(sequence: tuple) -> None:
     import transformers
     from peft import PeftModel
@@ -207,5 +243,9 @@ def test_jointly_with_generation(tmp_path: Path) -> None:
         stages_told["target"]["notes"]
     )
     again = _evaluated(run_dir, "target")
+    for name in ("source", "target"):
+        shown = _shown(run_dir, name)
+        assert len(shown["samples"]) == shown["num"] <= shown["of"] and shown["task"] == "translation"
+        assert all(each["expected"].split() and each["score"] <= 100 for each in shown["samples"])
     for name in ("bleu", "chrf"):
         assert again[name] == stages_told["target"]["metrics"][name]

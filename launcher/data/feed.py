@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from launcher.data.order import Integers, Mixture, Order, parts_of
+from launcher.data.order import Integers, Mixture, Order
 from launcher.data.pack import STEPS_PER_POOL, deal, rounds, steps_of_pool
 from launcher.data.split import Split
 from launcher.data.store import INPUT_IDS, Array, Store
@@ -36,6 +36,12 @@ class MicroBatch:
     features: dict[str, Integers]
     chunk: int
     samples: Integers
+
+    @property
+    def rows(self) -> Integers:
+        """The ids of the samples that a row each begins with: of all, but where several are judged together."""
+        windows = self.features.get("_window")
+        return self.samples if windows is None or not len(self.samples) else self.samples[windows == 0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +264,7 @@ def eval_batches(
     rank: int,
     pad_token_id: int,
     grouped: bool = False,
+    only: Integers | None = None,
 ) -> Iterator[MicroBatch]:
     """Yield this rank's share of a split: every sample exactly once over all ranks, longest first.
 
@@ -271,12 +278,14 @@ def eval_batches(
         pad_token_id: fills input_ids.
         grouped: keep samples of one row, which follow each other with equal `_row`, in one micro-batch,
             even where they exceed its limit. Then rows are in the order of their longest sample.
+        only: the ids of the samples that are wanted, all of a row where rows are grouped, in the order of the
+            files; None: all.
     """
     split = Split(stores)
-    samples = split.all_samples()
+    samples = split.all_samples() if only is None else only
     if not len(samples):
         return
-    firsts = _firsts_of_rows(split, samples) if grouped else np.arange(len(samples))
+    firsts = split.firsts_of_rows(samples) if grouped else np.arange(len(samples))
     samples, bounds = _longest_first(split, samples, firsts, micro_batch, budget_tokens)
     num_chunks = -(-(len(bounds) - 1) // num_workers) * num_workers
     for chunk in range(rank, num_chunks, num_workers):
@@ -284,13 +293,6 @@ def eval_batches(
             yield collate(split, samples[bounds[chunk] : bounds[chunk + 1]], chunk, pad_token_id=pad_token_id)
         else:
             yield _weightless(split, samples[-1:], chunk, pad_token_id, packed=False)
-
-
-def _firsts_of_rows(split: Split, samples: Integers) -> Integers:
-    """Return the place in `samples`, which are in the order of the files, of each row's first one."""
-    rows, (sets, blocks, _) = split.scalars(samples)["_row"], parts_of(samples)
-    is_new = (np.diff(rows) != 0) | (np.diff(sets) != 0) | (np.diff(blocks) != 0)
-    return np.concatenate([[0], np.flatnonzero(is_new) + 1])
 
 
 def _longest_first(

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from launcher.data.order import Integers, parts_of, unit_ids
+from launcher.data.order import Integers, parts_of, permute, round_keys, unit_ids
 from launcher.data.store import Array, Block, Store
 
 
@@ -90,6 +90,41 @@ class Split:
             if len(found) == count:
                 break
         return found
+
+    def firsts_of_rows(self, samples: Integers) -> Integers:
+        """Return the place in `samples`, which are in the order of the files, of each row's first one.
+
+        Only where the task tells rows apart: samples of one have equal `_row`.
+        """
+        rows, (sets, blocks, _) = self.scalars(samples)["_row"], parts_of(samples)
+        is_new = (np.diff(rows) != 0) | (np.diff(sets) != 0) | (np.diff(blocks) != 0)
+        return np.concatenate([[0], np.flatnonzero(is_new) + 1])
+
+    def drawn(
+        self, most_rows: int, most_tokens: int, *, fewest_rows: int, grouped: bool
+    ) -> tuple[Integers, int]:
+        """Draw rows from all over the split: the same ones wherever it is asked.
+
+        Args:
+            most_rows: draw so many, if there are.
+            most_tokens: draw fewer, if they have more tokens together.
+            fewest_rows: but at least these.
+            grouped: rows may have several samples, as of `firsts_of_rows`.
+
+        Returns:
+            The ids of their samples in the order of the files; and the number of rows of the whole split.
+        """
+        samples = self.all_samples()
+        if not len(samples):
+            return samples, 0
+        firsts = self.firsts_of_rows(samples) if grouped else np.arange(len(samples))
+        ends, size = np.append(firsts, len(samples))[1:], len(firsts)
+        # Not evenly spaced: files often repeat themselves.
+        rows = permute(np.arange(min(most_rows, size)), size, round_keys("drawn"))
+        pieces = [samples[firsts[row] : ends[row]] for row in rows]
+        tokens = np.cumsum([int(self.lengths(piece).sum()) for piece in pieces])
+        count = max(fewest_rows, int(np.searchsorted(tokens, most_tokens, side="right")))
+        return np.sort(np.concatenate(pieces[:count])), size
 
     def _samples_by_block(self) -> Iterator[Integers]:
         for i, store in enumerate(self.stores):

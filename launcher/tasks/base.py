@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from launcher.data.source import Rows
+    from launcher.tasks.shown import Shown
 
 IGNORED = -100
 LONGEST = 512
@@ -74,6 +75,10 @@ class Task(Protocol):
     """Whether several samples of one row are judged together; then `_row` tells them."""
     generates: bool
     """Whether evaluation needs generated answers."""
+    generates_shown: bool
+    """Whether `shown` wants generated answers, even where evaluation does without."""
+    score: str
+    """What `Shown.score` tells; empty if there is none."""
     traced_for: str
     """The device that a model on the meta device stands for, where that matters to the task."""
 
@@ -155,13 +160,16 @@ class Task(Protocol):
         """Return the shapes of the int64 features of a micro-batch: what the model and the loss see."""
         ...
 
-    def generate(self, model: Any, batch: "dict[str, Tensor]", *, synced: bool) -> "Tensor":
+    def generate(
+        self, model: Any, batch: "dict[str, Tensor]", *, synced: bool, limits: dict[str, Any] | None = None
+    ) -> "Tensor":
         """Return generated ids, one row a sample; called in evaluation where `generates`.
 
         Args:
             model: the transformers model.
             batch: as in `outputs`.
             synced: whether ranks must go on until the last one ends, as under ZeRO-3.
+            limits: settings of transformers' `generate` in place of the recipe's.
         """
         ...
 
@@ -181,8 +189,18 @@ class Task(Protocol):
         """Return for each row of an evaluation batch its `prediction`, its `reference`, perhaps its `id`."""
         ...
 
+    def shown(
+        self, outputs: Outputs, batch: "dict[str, Tensor]", generated: "Tensor | None" = None
+    ) -> "list[Shown]":
+        """Return what a person sees of each row of an evaluation batch, all of which are real."""
+        ...
+
     def metrics(self, sums: "Tensor") -> dict[str, float]:
         """Turn the added-up sums into metrics."""
+        ...
+
+    def tables(self, sums: "Tensor") -> dict[str, Any]:
+        """Return what else the added-up sums tell, as examples.json has it: `matrix` or `entities`; or nothing."""
         ...
 
     def predict(self, model: Any, extra: "Module | None", tokenizer: Any, lines: list[str]) -> list[str]:
@@ -199,6 +217,8 @@ class Plain:
     for_eval = False
     is_grouped = False
     generates = False
+    generates_shown = False
+    score = ""
 
     def labels(self, rows: "Iterable[Rows]") -> tuple[str, ...]:
         """See `Task.labels`: none."""
@@ -238,7 +258,13 @@ class Plain:
         """See `Task.example`: one label a token."""
         return dict.fromkeys(("input_ids", "attention_mask", "labels"), (rows, length))
 
-    def generate(self, model: Any, batch: "dict[str, Tensor]", *, synced: bool) -> "Tensor":
+    def tables(self, sums: "Tensor") -> dict[str, Any]:
+        """See `Task.tables`: none."""
+        return {}
+
+    def generate(
+        self, model: Any, batch: "dict[str, Tensor]", *, synced: bool, limits: dict[str, Any] | None = None
+    ) -> "Tensor":
         """See `Task.generate`."""
         raise NotImplementedError("only of tasks that generate")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from launcher.errors import DataError, ModelError
 from launcher.recipe import Stage
-from launcher.tasks import base, chat, generation, next_tokens, rendering, talks, tokens
+from launcher.tasks import base, chat, generation, next_tokens, rendering, shown, talks, tokens
 
 if TYPE_CHECKING:
     from launcher.data.source import Rows
@@ -30,6 +30,8 @@ class CausalLM(base.Plain):
     metric = "loss"
     is_better_high = False
     loss_unit = "token"
+    generates_shown = True
+    score = "probability of a token"
     traced_for = "cuda"
 
     def __init__(self, stage: Stage) -> None:
@@ -113,15 +115,19 @@ class CausalLM(base.Plain):
         )
 
     @torch.no_grad()
-    def generate(self, model: Any, batch: dict[str, Tensor], *, synced: bool) -> Tensor:
-        """Return the ids of the last answer of each conversation, from all that stands before it."""
-        starts, ends = generation.last_runs(batch["labels"])
+    def generate(
+        self, model: Any, batch: dict[str, Tensor], *, synced: bool, limits: dict[str, Any] | None = None
+    ) -> Tensor:
+        """Return the ids of the last answer of each conversation, from all that stands before it; of a row
+        that is nothing but answer, those of its second half."""
+        starts, _ = generation.asked_and_true(batch["labels"])
         # A row without labels only stands in for one, and is not judged: its first token will do.
-        lengths = torch.where(ends > 0, starts, 1).clamp(min=1)
+        lengths = starts.clamp(min=1)
         longest, new_tokens = generation.room(self.stage.generation, model)
         padding = base.padding_id(self.tokenizer)
         ids, mask = generation.prompts(batch["input_ids"], lengths, longest, padding)
-        settings = self._settings(self.tokenizer, self._mark(), new_tokens)
+        settings = self._settings(self.tokenizer, self._mark(), new_tokens) | (limits or {})
+        settings["max_new_tokens"] = min(new_tokens, settings["max_new_tokens"])
         return generation.continued(model, ids, mask, settings, synced=synced)
 
     def measure(
@@ -151,6 +157,27 @@ class CausalLM(base.Plain):
         # The token at a position is said by the logits before it.
         pairs = generation.said_and_true(self.tokenizer, outputs[:, :-1].argmax(-1), batch["labels"][:, 1:])
         return [{"prediction": said, "reference": true} for said, true in pairs]
+
+    def shown(
+        self, outputs: Tensor, batch: dict[str, Tensor], generated: Tensor | None = None
+    ) -> list[shown.Shown]:
+        """See `Task.shown`: what stands before the last answer, the true one, and, where one was generated,
+        that; the score is the probability of a true token (geometric mean). A row that is nothing but answer is asked its first half."""
+        starts, ends = (places.tolist() for places in generation.asked_and_true(batch["labels"]))
+        said: list[str | None] = [None] * len(ends)
+        if generated is not None:
+            said = [generation.told(self.tokenizer, row, self._mark()) for row in generated.tolist()]
+        judged: list[bool | None] = [None] * len(ends)
+        if self.generates:
+            judged = [answer == true for answer, true in self._pairs(batch, generated)]
+        found = []
+        for i, (ids, start, end) in enumerate(zip(batch["input_ids"].tolist(), starts, ends, strict=True)):
+            labels = batch["labels"][i : i + 1]
+            loss = float(self.loss(outputs[i : i + 1], {"labels": labels}) / (labels[:, 1:] >= 0).sum())
+            asked = shown.end_of(tokens.text_of(self.tokenizer, ids[:start]))
+            true = generation.answer(self.tokenizer, ids[start:end], self._mark()).strip()
+            found.append(shown.Shown(asked, true, said[i], judged[i], math.exp(-loss), loss))
+        return found
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
         """Return loss (per token), perplexity and token_accuracy; exact_match where it is asked for."""
@@ -186,7 +213,7 @@ class CausalLM(base.Plain):
 
     def _mark(self) -> str:
         if self._end_mark is None:
-            self._end_mark = generation.end_mark(self.tokenizer)
+            self._end_mark = "" if self.format == "text" else generation.end_mark(self.tokenizer)
         return self._end_mark
 
     def _format(self, present: Sequence[str]) -> str:
@@ -229,7 +256,7 @@ class CausalLM(base.Plain):
             (ids, lengths), mask = tokens.encode_spans(
                 self.tokenizer, whole.texts, whole.edges, add_special_tokens=False
             )
-        return _samples(ids, mask, lengths, self.max_length, self.stage.data.split_long)
+        return tokens.samples(ids, mask, lengths, self.max_length, self.stage.data.split_long)
 
     def _plain(self, rows: "Rows", name: str, reject: base.Reject) -> base.Features:
         bad: set[int] = set()
@@ -239,7 +266,7 @@ class CausalLM(base.Plain):
         ids, lengths = tokens.encode(self.tokenizer, texts, add_special_tokens=True)
         if (end := self.tokenizer.eos_token_id) is not None:
             ids, lengths = tokens.with_end((ids, lengths), end)
-        return _samples(ids, np.ones(len(ids), dtype=np.uint8), lengths, self.max_length, is_split=True)
+        return tokens.samples(ids, np.ones(len(ids), dtype=np.uint8), lengths, self.max_length, is_split=True)
 
     def _predicts_chat(self, tokenizer: Any) -> bool:
         if self.format is not None:
@@ -258,42 +285,3 @@ class CausalLM(base.Plain):
             ids = ids[:-1]
         first = tokenizer.bos_token_id
         return ids or [first if first is not None else base.padding_id(tokenizer)]
-
-
-def _samples(
-    ids: np.ndarray, mask: np.ndarray, lengths: np.ndarray, size: int, is_split: bool
-) -> base.Features:
-    """Make samples of at most `size` tokens; those without a target are left out.
-
-    Args:
-        ids: of all rows, one after another.
-        mask: uint8 as long as the ids: 1 where a token bears loss.
-        lengths: int64, tokens of each row.
-        size: the most tokens of a sample.
-        is_split: whether what is longer makes further samples, or is lost.
-    """
-    lost = np.zeros(len(lengths), dtype=np.int64)
-    if is_split:
-        lengths, owners = tokens.windows(lengths, size)
-    else:
-        owners, lost = np.arange(len(lengths)), np.maximum(lengths - size, 0)
-        if lost.any():
-            inside = tokens.heads(lengths, size)
-            ids, mask, lengths = ids[inside], mask[inside], lengths - lost
-    total = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])
-    ends = np.cumsum(lengths)
-    # Position 0 has no logits that predict it.
-    counts = total[ends] - total[np.minimum(ends - lengths + 1, ends)]
-    kept = counts > 0
-    num_skipped = len(lost) - len(np.unique(owners[kept]))
-    if not kept.all():
-        inside = np.repeat(kept, lengths)
-        ids, mask, lengths, counts = ids[inside], mask[inside], lengths[kept], counts[kept]
-        owners = owners[kept]
-    return base.Features(
-        ragged={"input_ids": (ids, lengths), "target_mask": (mask, lengths)},
-        scalars={"num_targets": counts.astype(np.int32)},
-        num_skipped=num_skipped,
-        num_cut=int(np.count_nonzero(lost[owners])),
-        num_cut_tokens=int(lost[owners].sum()),
-    )

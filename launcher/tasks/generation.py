@@ -8,6 +8,7 @@ from torch import Tensor
 from launcher.errors import ModelError, RecipeError
 from launcher.recipe import Generation, Stage
 from launcher.tasks import base, chat
+from launcher.tasks.shown import DOTS
 
 
 def settings(asked: Generation, tokenizer: Any) -> dict[str, Any]:
@@ -56,6 +57,13 @@ def last_runs(labels: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(gaps, places + 1, 0).amax(1), ends
 
 
+def asked_and_true(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where the last run of labels in each row begins, and ends; of one that is the whole row, where its
+    second half begins. See `last_runs`."""
+    starts, ends = last_runs(labels)
+    return torch.where(starts > 0, starts, ends // 2), ends
+
+
 def prompts(input_ids: Tensor, lengths: Tensor, longest: int | None, padding: int) -> tuple[Tensor, Tensor]:
     """Return the beginnings of rows, padded on the left so that all continuations begin at one position.
 
@@ -101,6 +109,13 @@ def answer(tokenizer: Any, ids: list[int], mark: str) -> str:
         return text.strip()
     text = tokenizer.decode(ids, skip_special_tokens=True)
     return text
+
+
+def told(tokenizer: Any, ids: list[int], mark: str) -> str:
+    """Return the text of a continuation as a person sees it: dots follow where it was stopped before its end."""
+    is_ended = tokenizer.eos_token_id in ids or (mark and mark in tokenizer.decode(ids))
+    text = answer(tokenizer, ids, mark).strip()
+    return text if is_ended else text + DOTS
 
 
 def continued(model: Any, ids: Tensor, mask: Tensor, settings: dict[str, Any], *, synced: bool) -> Tensor:

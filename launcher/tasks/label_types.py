@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from launcher.data.source import Rows
 
 SHOWN_LABELS = 10
+MOST_IN_MATRIX = 100
 LABEL_TYPES = {str, int, bool}
 
 
@@ -62,6 +63,7 @@ class OneLabel(_Words):
     """One of a fixed set of labels; judged by accuracy."""
 
     metric = "accuracy"
+    score = "confidence"
     fewest = 2
 
     def model_options(self) -> dict[str, Any]:
@@ -114,6 +116,21 @@ class OneLabel(_Words):
             "loss": float(sums[-2]) / count,
         }
 
+    def tables(self, sums: Tensor) -> dict[str, Any]:
+        """See `Task.tables`: rows are expected, columns answered; nothing where that is too large to look at."""
+        num_labels = math.isqrt(len(sums) - 2)
+        if num_labels > MOST_IN_MATRIX:
+            return {}
+        counts = sums[:-2].reshape(num_labels, num_labels).long().tolist()
+        return {"matrix": {"labels": list(self.words), "counts": counts}}
+
+    def judged(self, logits: Tensor, labels: Tensor) -> list[tuple[bool | None, float | None, float]]:
+        """Return of each row whether it is right, the probability of the best word, and how telling it is:
+        most of all what is held for sure, and wrong."""
+        sure, best = logits.float().softmax(-1).max(-1)
+        pairs = zip((best == labels).tolist(), sure.tolist(), strict=True)
+        return [(is_right, p, 1 - p if is_right else 1 + p) for is_right, p in pairs]
+
     def predicted(self, logits: Tensor, words: Sequence[str]) -> list[Any]:
         """Return the best word of each row."""
         return [words[i] for i in logits.argmax(-1).tolist()]
@@ -131,6 +148,7 @@ class ManyLabels(_Words):
     """Any number of a fixed set of labels, each decided by itself; judged by the F1 of all decisions."""
 
     metric = "micro_f1"
+    score = ""
     fewest = 1
 
     def model_options(self) -> dict[str, Any]:
@@ -197,6 +215,15 @@ class ManyLabels(_Words):
             "exact_match": float(sums[-3]) / count,
             "loss": float(sums[-2]) / count,
         }
+
+    def tables(self, sums: Tensor) -> dict[str, Any]:
+        """See `Task.tables`: none."""
+        return {}
+
+    def judged(self, logits: Tensor, labels: Tensor) -> list[tuple[bool | None, float | None, float]]:
+        """Return of each row whether it is right in all labels, no score, and in how many it is wrong."""
+        wrong = ((logits > 0) != (labels == 1)).sum(-1).tolist()
+        return [(n == 0, None, float(n)) for n in wrong]
 
     def predicted(self, logits: Tensor, words: Sequence[str]) -> list[Any]:
         """Return the words of each row whose logit is above 0."""

@@ -25,6 +25,7 @@ class Number:
     """
 
     metric = "pearson"
+    score = ""
     column = None
     fewest = 0
 
@@ -80,6 +81,16 @@ class Number:
         if of_x > 1e-12 * count * xx and of_y > 1e-12 * count * yy:
             pearson = max(-1.0, min(1.0, (count * xy - x * y) / math.sqrt(of_x) / math.sqrt(of_y)))
         return {"mse": squared / count, "mae": absolute / count, "pearson": pearson}
+
+    def tables(self, sums: Tensor) -> dict[str, Any]:
+        """See `Task.tables`: none."""
+        return {}
+
+    def judged(self, logits: Tensor, labels: Tensor) -> list[tuple[bool | None, float | None, float]]:
+        """Return of each row that it is neither right nor wrong, no score, and how far it is off."""
+        _, true = _numbers(labels)
+        errors = (logits.float().squeeze(-1) - true).abs().tolist()
+        return [(None, None, error) for error in errors]
 
     def predicted(self, logits: Tensor, words: Sequence[str]) -> list[Any]:
         """Return each row's number."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from launcher import exact
 from launcher.errors import DataError
 from launcher.recipe import Stage
-from launcher.tasks import base, squad, tokens, windows
+from launcher.tasks import base, shown, squad, tokens, windows
 
 if TYPE_CHECKING:
     from launcher.data.source import Rows
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 _NO_ROOM = (
     "the question leaves no room for the context within {} tokens: shorten it, or give a larger max_length"
 )
-_WINDOWS_AT_ONCE = 16
 _SHOWN = 60
+_SHOWN_CONTEXT = 240
 
 
 class QuestionAnswering(base.Plain):
@@ -33,6 +33,7 @@ class QuestionAnswering(base.Plain):
     loss_unit = "sample"
     has_eval_features = True
     is_grouped = True
+    score = "F1"
     one_sample_per_row = False
 
     def __init__(self, stage: Stage) -> None:
@@ -216,6 +217,25 @@ class QuestionAnswering(base.Plain):
             for name, prediction, golds in self._judged(outputs, batch)
         ]
 
+    def shown(
+        self, outputs: Tensor, batch: dict[str, Tensor], generated: Tensor | None = None
+    ) -> list[shown.Shown]:
+        """See `Task.shown`: the question, and the context around the answer; the score is SQuAD's F1 (0 to 1)."""
+        first = torch.nonzero(batch["_window"] == 0)[:, 0]
+        head = {name: batch[name][first] for name in ("input_ids", "attention_mask", "_offsets", "_context")}
+        in_context = head["_offsets"].reshape(*head["input_ids"].shape, 2)[..., 1] > 0
+        head["attention_mask"] = head["attention_mask"] * ~in_context
+        questions, contexts = tokens.texts_of(self.tokenizer, head), base.to_texts(head["_context"])
+        found = []
+        rows = zip(self._judged(outputs, batch), questions, contexts, strict=True)
+        for (_, answer, golds), question, context in rows:
+            is_exact, f1 = squad.scores(answer, golds)
+            asked = f"{question}\n{shown.piece(context, [*golds, answer], _SHOWN_CONTEXT)}"
+            true = list(dict.fromkeys(golds))
+            expected = true if len(true) > 1 else "".join(true)
+            found.append(shown.Shown(asked, expected, answer, is_exact, f1, 1 - f1))
+        return found
+
     def _judged(self, outputs: Tensor, batch: dict[str, Tensor]) -> list[tuple[str, str, list[str]]]:
         """Return each question's id, the answer chosen, and the true ones."""
         real = batch["labels"][:, 0] != base.IGNORED
@@ -265,27 +285,10 @@ class QuestionAnswering(base.Plain):
         for question in [questions[i] for i in np.flatnonzero(rooms <= 0)]:
             raise DataError(f'question "{_short(question)}": {_NO_ROOM.format(longest)}')
         made = windows.cut(tokenizer, questions, contexts, rooms, longest, self.stage.answers.stride)
-        logits = _run(self, model, tokenizer, made)
+        logits = windows.outputs(self, model, tokenizer, made)
         offsets = torch.from_numpy(tokens.rectangle(made.characters + 1, made.lengths, 0))
         firsts = np.searchsorted(made.owners, np.arange(len(lines))).tolist()
         return self._chosen(logits, offsets, torch.from_numpy(made.cls), firsts, contexts)
-
-
-def _run(task: QuestionAnswering, model: Any, tokenizer: Any, made: windows.Windows) -> Tensor:
-    """Return the logits (windows, length, 2) of all windows, on the CPU."""
-    width = max(1, int(made.lengths.max(initial=0)))
-    fills = {"input_ids": base.padding_id(tokenizer)}
-    batch = {
-        name: torch.from_numpy(tokens.rectangle(values, lengths, fills.get(name, 0)))
-        for name, (values, lengths) in made.ragged.items()
-    }
-    lengths = torch.from_numpy(made.lengths)
-    batch["attention_mask"] = (torch.arange(width) < lengths.unsqueeze(1)).long()
-    said = []
-    for first in range(0, len(lengths), _WINDOWS_AT_ONCE):
-        part = {k: v[first : first + _WINDOWS_AT_ONCE].to(model.device) for k, v in batch.items()}
-        said.append(task.outputs(model, None, part).float().cpu())
-    return torch.cat(said)
 
 
 def _short(text: str) -> str:

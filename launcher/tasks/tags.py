@@ -1,9 +1,12 @@
 """Tagging schemes: IOB2 and IOBES, what is valid in them, and the entities that a sequence says."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+
+from launcher.tasks.base import IGNORED
 
 OUTSIDE = "O"
 
@@ -65,13 +68,51 @@ def first_break(tags: Sequence[str], *, iobes: bool) -> int | None:
     return None
 
 
-def count(true: Sequence[str], predicted: Sequence[str], kinds: Sequence[str]) -> np.ndarray:
-    """Return int64 (kinds, 3): entities that are right, predicted, there; as seqeval counts them."""
+def entities(sequence: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Return the type, the first and the last word of each entity that tags say, as seqeval finds them."""
     from seqeval.metrics.sequence_labeling import get_entities
 
-    there, said = set(get_entities(list(true))), set(get_entities(list(predicted)))
+    return [(kind, first, last) for kind, first, last in get_entities(list(sequence))]
+
+
+def count(true: Sequence[str], predicted: Sequence[str], kinds: Sequence[str]) -> np.ndarray:
+    """Return int64 (kinds, 3): entities that are right, predicted, there; as seqeval counts them."""
+    there, said = set(entities(true)), set(entities(predicted))
     numbers = np.zeros((len(kinds), 3), dtype=np.int64)
-    for place, entities in enumerate((there & said, said, there)):
-        for kind, _, _ in entities:
+    for place, found in enumerate((there & said, said, there)):
+        for kind, _, _ in found:
             numbers[kinds.index(kind), place] += 1
     return numbers
+
+
+def rates(right: float, said: float, there: float) -> dict[str, float]:
+    """Return f1, precision and recall of so many entities."""
+    precision, recall = right / said if said else 0.0, right / there if there else 0.0
+    f1 = 2 * precision * recall / (precision + recall) if right else 0.0
+    return {"f1": f1, "precision": precision, "recall": recall}
+
+
+def marked(encoding: Any, own: list[int], begins: np.ndarray | None) -> np.ndarray:
+    """Return int32: the tag of the word that each token begins; -100 for the others.
+
+    Args:
+        encoding: of the words.
+        own: the tag of each word.
+        begins: of each tag, whether an entity, or nothing, begins with it: only whole entities keep their tags.
+    """
+    owners = np.array([-1 if word is None else word for word in encoding.word_ids], dtype=np.int64)
+    is_first = (owners >= 0) & (owners != np.concatenate([[-1], owners[:-1]]))
+    tags_of_words = np.asarray(own, dtype=np.int32)
+    if begins is not None:
+        has_token = np.zeros(len(own), dtype=bool)
+        has_token[owners[is_first]] = True
+        entity = np.cumsum(begins[tags_of_words])
+        is_broken = np.bincount(entity, weights=~has_token) > 0
+        tags_of_words = np.where(is_broken[entity], IGNORED, tags_of_words)
+    return np.where(is_first, tags_of_words[owners], IGNORED).astype(np.int32)
+
+
+def joined(pieces: list[Any], dtype: Any) -> np.ndarray:
+    if not pieces:
+        return np.empty(0, dtype)
+    return np.concatenate([np.asarray(piece, dtype=dtype) for piece in pieces])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from launcher.errors import DataError
 from launcher.recipe import Stage
-from launcher.tasks import base, label_types, number, tokens
+from launcher.tasks import base, label_types, number, shown, tokens
 
 if TYPE_CHECKING:
     from launcher.data.source import Rows
@@ -29,6 +29,7 @@ class TextClassification(base.Plain):
         self.type: Any = _TYPES[stage.data.label_type](stage)
         self.metric: str = self.type.metric
         self.label_column: str | None = self.type.column
+        self.score: str = self.type.score
         self.tokenizer: Any = None
         self.max_length = 0
 
@@ -136,6 +137,23 @@ class TextClassification(base.Plain):
         predicted = self.type.predicted(outputs, self.type.words)
         true = self.type.references(batch["labels"])
         return [{"prediction": p, "reference": t} for p, t in zip(predicted, true, strict=True)]
+
+    def shown(
+        self, outputs: Tensor, batch: dict[str, Tensor], generated: Tensor | None = None
+    ) -> list[shown.Shown]:
+        """See `Task.shown`."""
+        texts = tokens.texts_of(self.tokenizer, batch)
+        found = self.answers(outputs, batch)
+        judged = self.type.judged(outputs, batch["labels"])
+        return [
+            shown.Shown(text, each["reference"], each["prediction"], is_right, score, badness)
+            for text, each, (is_right, score, badness) in zip(texts, found, judged, strict=True)
+        ]
+
+    def tables(self, sums: Tensor) -> dict[str, Any]:
+        """See `Task.tables`: of single labels the matrix."""
+        tables: dict[str, Any] = self.type.tables(sums)
+        return tables
 
     @torch.no_grad()
     def predict(self, model: Any, extra: Any, tokenizer: Any, lines: list[str]) -> list[str]:

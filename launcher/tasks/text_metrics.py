@@ -47,6 +47,11 @@ def scores(added: Sequence[float], *, rouge: bool) -> dict[str, float]:
     return dict(zip(names, (float(bleu), float(chrf), *measures), strict=True))
 
 
+def chrf_of(prediction: str, reference: str) -> float:
+    """Return the chrF (0 to 100) of one text."""
+    return float(_chrf().sentence_score(prediction, [reference]).score)
+
+
 def signatures() -> dict[str, str]:
     """Return sacrebleu's own description of how `bleu` and `chrf` are computed, by name."""
     return {"bleu": str(_bleu().get_signature()), "chrf": str(_chrf().get_signature())}

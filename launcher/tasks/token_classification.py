@@ -12,7 +12,7 @@ from torch import Tensor
 
 from launcher.errors import DataError, nearest
 from launcher.recipe import Stage
-from launcher.tasks import base, crf, tags, tokens
+from launcher.tasks import base, crf, shown, tags, tokens
 
 if TYPE_CHECKING:
     from launcher.data.source import Rows
@@ -24,6 +24,7 @@ class TokenClassification(base.Plain):
     auto_model = "AutoModelForTokenClassification"
     metric = "f1"
     loss_unit = "token"
+    score = "words right"
     one_sample_per_row = True
 
     def __init__(self, stage: Stage) -> None:
@@ -140,13 +141,21 @@ class TokenClassification(base.Plain):
     def metrics(self, sums: Tensor) -> dict[str, float]:
         """Return entity precision, recall and f1 over all types together, word accuracy and loss."""
         loss, words, right_words = sums[-3:].tolist()
-        right, said, there = sums[:-3].reshape(-1, 3).sum(0).tolist()
         if words == 0:
             return dict.fromkeys(("f1", "precision", "recall", "accuracy", "loss"), math.nan)
-        precision, recall = right / said if said else 0.0, right / there if there else 0.0
-        f1 = 2 * precision * recall / (precision + recall) if right else 0.0
-        values = {"f1": f1, "precision": precision, "recall": recall}
+        values = tags.rates(*sums[:-3].reshape(-1, 3).sum(0).tolist())
         return values | {"accuracy": right_words / words, "loss": loss / words}
+
+    def tables(self, sums: Tensor) -> dict[str, Any]:
+        """See `Task.tables`: of each type how many entities there are, were found, and were found rightly."""
+        rows = zip(self._kinds(), sums[:-3].reshape(-1, 3).long().tolist(), strict=True)
+        return {
+            "entities": [
+                {"type": kind, "expected": there, "found": said, "right": right}
+                | tags.rates(right, said, there)
+                for kind, (right, said, there) in rows
+            ]
+        }
 
     def answers(
         self, outputs: base.Outputs, batch: dict[str, Tensor], generated: Tensor | None = None
@@ -154,6 +163,26 @@ class TokenClassification(base.Plain):
         """See `Task.answers`: lists of tags."""
         sequences = self._sequences(batch["labels"].cpu(), self._best(outputs, batch).cpu())
         return [{"prediction": said, "reference": true} for true, said in sequences if true]
+
+    def shown(
+        self, outputs: base.Outputs, batch: dict[str, Tensor], generated: Tensor | None = None
+    ) -> list[shown.Shown]:
+        """See `Task.shown`: the entities, each with its type and its words; the score is of words."""
+        found = []
+        pairs = self._sequences(batch["labels"].cpu(), self._best(outputs, batch).cpu())
+        rows = (batch[name].tolist() for name in ("input_ids", "attention_mask", "labels"))
+        for ids, mask, labels, (true, said) in zip(*rows, pairs, strict=True):
+            words = self._words_of(ids[: sum(mask)], labels)
+            expected, answer = (
+                [f"{kind}: {' '.join(words[a : b + 1])}" for kind, a, b in tags.entities(own)]
+                for own in (true, said)
+            )
+            wrong = sum(a != b for a, b in zip(true, said, strict=True))
+            is_right = tags.entities(true) == tags.entities(said)
+            text = tokens.text_of(self.tokenizer, ids[: sum(mask)])
+            score = 1 - wrong / max(1, len(true))
+            found.append(shown.Shown(text, expected, answer, is_right, score, float(wrong)))
+        return found
 
     @torch.no_grad()
     def predict(self, model: Any, extra: Any, tokenizer: Any, lines: list[str]) -> list[str]:
@@ -193,6 +222,12 @@ class TokenClassification(base.Plain):
             ([self.words[i] for i in true[own].tolist()], [self.words[i] for i in said[own].tolist()])
             for true, said, own in zip(labels, best, here, strict=True)
         ]
+
+    def _words_of(self, ids: list[int], labels: list[int]) -> list[str]:
+        """Return the words that bear a label: each from its own token to the one before the next."""
+        firsts = [i for i, label in enumerate(labels[: len(ids)]) if label != base.IGNORED]
+        pieces = [ids[a:b] for a, b in zip(firsts, [*firsts[1:], len(ids)], strict=True)]
+        return [tokens.text_of(self.tokenizer, piece) for piece in pieces]
 
     def _kinds(self) -> list[str]:
         # seqeval takes a label without a prefix for one whose type is what follows its first letter.
@@ -262,14 +297,16 @@ class TokenClassification(base.Plain):
         for i, encoding in zip(too_long, cut, strict=True):
             encodings[i] = encoding
         begins = self._begins() if is_whole else None
-        marked = [_marked(encoding, own, begins) for encoding, own in zip(encodings, numbers, strict=True)]
+        marked = [
+            tags.marked(encoding, own, begins) for encoding, own in zip(encodings, numbers, strict=True)
+        ]
         counts = np.array([np.count_nonzero(own != base.IGNORED) for own in marked], dtype=np.int32)
         kept = [i for i, n in enumerate(counts.tolist()) if n]
         ids, lengths = tokens.ids_of(self.tokenizer, [encodings[i] for i in kept])
-        labels = _joined([marked[i] for i in kept], np.int32)
+        labels = tags.joined([marked[i] for i in kept], np.int32)
         ragged = {"input_ids": (ids, lengths), "labels": (labels, lengths)}
         if "token_type_ids" in self.tokenizer.model_input_names:
-            ragged["token_type_ids"] = (_joined([encodings[i].type_ids for i in kept], np.uint8), lengths)
+            ragged["token_type_ids"] = (tags.joined([encodings[i].type_ids for i in kept], np.uint8), lengths)
         lost = np.maximum(full - limit, 0)[kept]
         return base.Features(
             ragged=ragged,
@@ -278,29 +315,3 @@ class TokenClassification(base.Plain):
             num_cut=int(np.count_nonzero(lost)),
             num_cut_tokens=int(lost.sum()),
         )
-
-
-def _marked(encoding: Any, own: list[int], begins: np.ndarray | None) -> np.ndarray:
-    """Return int32: the tag of the word that each token begins; -100 for the others.
-
-    Args:
-        encoding: of the words.
-        own: the tag of each word.
-        begins: of each tag, whether an entity, or nothing, begins with it: only whole entities keep their tags.
-    """
-    owners = np.array([-1 if word is None else word for word in encoding.word_ids], dtype=np.int64)
-    is_first = (owners >= 0) & (owners != np.concatenate([[-1], owners[:-1]]))
-    tags_of_words = np.asarray(own, dtype=np.int32)
-    if begins is not None:
-        has_token = np.zeros(len(own), dtype=bool)
-        has_token[owners[is_first]] = True
-        entity = np.cumsum(begins[tags_of_words])
-        is_broken = np.bincount(entity, weights=~has_token) > 0
-        tags_of_words = np.where(is_broken[entity], base.IGNORED, tags_of_words)
-    return np.where(is_first, tags_of_words[owners], base.IGNORED).astype(np.int32)
-
-
-def _joined(pieces: list[Any], dtype: Any) -> np.ndarray:
-    if not pieces:
-        return np.empty(0, dtype)
-    return np.concatenate([np.asarray(piece, dtype=dtype) for piece in pieces])

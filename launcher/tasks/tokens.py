@@ -1,5 +1,6 @@
-"""Texts to flat arrays of token ids: by the Rust tokenizer itself, with no Python step for each token."""
+"""Texts to flat arrays of token ids, by the Rust tokenizer itself, with no Python step for each token; and back."""
 
+import itertools
 from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from launcher.tasks.base import Ragged
+from launcher.tasks.base import Features, Ragged
 
 _UINT16_IDS = 1 << 16
 
@@ -164,6 +165,59 @@ def ids_of(tokenizer: Any, encodings: list[Any]) -> Ragged:
     for encoding in encodings:
         flat.fromlist(encoding.ids)
     return np.array(flat), _lengths(encodings)
+
+
+def samples(ids: np.ndarray, mask: np.ndarray, lengths: np.ndarray, size: int, is_split: bool) -> Features:
+    """Make samples of at most `size` tokens; those without a target are left out.
+
+    Args:
+        ids: of all rows, one after another.
+        mask: uint8 as long as the ids: 1 where a token bears loss.
+        lengths: int64, tokens of each row.
+        size: the most tokens of a sample.
+        is_split: whether what is longer makes further samples, or is lost.
+    """
+    lost = np.zeros(len(lengths), dtype=np.int64)
+    if is_split:
+        lengths, owners = windows(lengths, size)
+    else:
+        owners, lost = np.arange(len(lengths)), np.maximum(lengths - size, 0)
+        if lost.any():
+            inside = heads(lengths, size)
+            ids, mask, lengths = ids[inside], mask[inside], lengths - lost
+    total = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])
+    ends = np.cumsum(lengths)
+    # Position 0 has no logits that predict it.
+    counts = total[ends] - total[np.minimum(ends - lengths + 1, ends)]
+    kept = counts > 0
+    num_skipped = len(lost) - len(np.unique(owners[kept]))
+    if not kept.all():
+        inside = np.repeat(kept, lengths)
+        ids, mask, lengths, counts = ids[inside], mask[inside], lengths[kept], counts[kept]
+        owners = owners[kept]
+    return Features(
+        ragged={"input_ids": (ids, lengths), "target_mask": (mask, lengths)},
+        scalars={"num_targets": counts.astype(np.int32)},
+        num_skipped=num_skipped,
+        num_cut=int(np.count_nonzero(lost[owners])),
+        num_cut_tokens=int(lost[owners].sum()),
+    )
+
+
+def texts_of(tokenizer: Any, batch: dict[str, Any]) -> list[str]:
+    """Return the text of each row of a batch; where special tokens part it, a bar does."""
+    rows = zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist(), strict=True)
+    return [text_of(tokenizer, [i for i, is_own in zip(*row, strict=True) if is_own]) for row in rows]
+
+
+def text_of(tokenizer: Any, ids: list[int]) -> str:
+    """Return the text of a sequence without its special tokens; a bar stands for those in its middle."""
+    named = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    # What is unknown was a word, unless the tokenizer has one token for everything special.
+    unknown = {tokenizer.unk_token_id} - named
+    special = set(tokenizer.all_special_ids) - unknown
+    pieces = [list(run) for is_special, run in itertools.groupby(ids, special.__contains__) if not is_special]
+    return " | ".join(filter(None, (text.strip() for text in tokenizer.batch_decode(pieces))))
 
 
 def _lengths(encodings: Sequence[Any]) -> np.ndarray:

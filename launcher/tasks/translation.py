@@ -11,7 +11,7 @@ from torch import Tensor
 
 from launcher.errors import ModelError
 from launcher.recipe import Stage
-from launcher.tasks import base, generation, text_metrics, tokens
+from launcher.tasks import base, generation, shown, text_metrics, tokens
 
 if TYPE_CHECKING:
     from launcher.data.source import Rows
@@ -28,6 +28,7 @@ class Translation(base.Plain):
     one_sample_per_row = True
     has_eval_features = True
     generates = True
+    score = "chrF"
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
@@ -121,9 +122,12 @@ class Translation(base.Plain):
         )
 
     @torch.no_grad()
-    def generate(self, model: Any, batch: dict[str, Tensor], *, synced: bool) -> Tensor:
+    def generate(
+        self, model: Any, batch: dict[str, Tensor], *, synced: bool, limits: dict[str, Any] | None = None
+    ) -> Tensor:
         """Return the ids of the translations, with the decoder's first token."""
-        return self._generate(model, batch["input_ids"], batch["attention_mask"], self.tokenizer, synced)
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        return self._generate(model, ids, mask, self.tokenizer, synced=synced, **limits or {})
 
     def measure(
         self, outputs: Tensor, batch: dict[str, Tensor], loss: Tensor, generated: Tensor | None = None
@@ -148,6 +152,19 @@ class Translation(base.Plain):
         """See `Task.answers`."""
         assert generated is not None, "evaluation generates where the task says so"
         return [{"prediction": said, "reference": true} for said, true in self._pairs(batch, generated)]
+
+    def shown(
+        self, outputs: Tensor, batch: dict[str, Tensor], generated: Tensor | None = None
+    ) -> list[shown.Shown]:
+        """See `Task.shown`; the score is the chrF of the text alone."""
+        found = []
+        texts = tokens.texts_of(self.tokenizer, batch)
+        for text, each in zip(texts, self.answers(outputs, batch, generated), strict=True):
+            score = text_metrics.chrf_of(each["prediction"], each["reference"])
+            found.append(
+                shown.Shown(text, each["reference"], each["prediction"], None, score, badness=-score)
+            )
+        return found
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
         """Return bleu, chrf, loss (per token), perplexity, token_accuracy, and the ROUGEs asked for."""
@@ -212,13 +229,15 @@ class Translation(base.Plain):
             return ragged, cut.lost, len(special)
         return tokens.with_end(ragged, end), cut.lost, len(special) + 1
 
-    def _generate(self, model: Any, ids: Tensor, mask: Tensor, tokenizer: Any, synced: bool) -> Tensor:
+    def _generate(
+        self, model: Any, ids: Tensor, mask: Tensor, tokenizer: Any, *, synced: bool, **limits: Any
+    ) -> Tensor:
         end = tokenizer.eos_token_id
         generated: Tensor = model.generate(
             input_ids=ids,
             attention_mask=mask,
             synced_gpus=synced,
-            **generation.settings(self.stage.generation, tokenizer),
+            **generation.settings(self.stage.generation, tokenizer) | limits,
             **({} if end is None else {"eos_token_id": end}),
         )
         return generated

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from launcher.tasks import tokens
-from launcher.tasks.base import Ragged
+from launcher.tasks.base import Ragged, Task, padding_id
 
 LEAST_ROOM = 8
 """Tokens of a context that a window has at least: with fewer there would be a window for each few words."""
+_WINDOWS_AT_ONCE = 16
 _FAR = np.iinfo(np.int64).max
 
 
@@ -167,6 +168,23 @@ def best_spans(logits: Tensor, offsets: Tensor, longest: int) -> tuple[Tensor, T
     last = (first + at % longest).clamp(max=logits.shape[1] - 1)
     row = torch.arange(len(at), device=at.device)
     return scores, torch.stack([offsets[row, first, 0], offsets[row, last, 1]], 1) - 1
+
+
+def outputs(task: Task, model: Any, tokenizer: Any, made: Windows) -> Tensor:
+    """Return the logits (windows, length, 2) of all windows, on the CPU."""
+    width = max(1, int(made.lengths.max(initial=0)))
+    fills = {"input_ids": padding_id(tokenizer)}
+    batch = {
+        name: torch.from_numpy(tokens.rectangle(values, lengths, fills.get(name, 0)))
+        for name, (values, lengths) in made.ragged.items()
+    }
+    lengths = torch.from_numpy(made.lengths)
+    batch["attention_mask"] = (torch.arange(width) < lengths.unsqueeze(1)).long()
+    said = []
+    for first in range(0, len(lengths), _WINDOWS_AT_ONCE):
+        part = {k: v[first : first + _WINDOWS_AT_ONCE].to(model.device) for k, v in batch.items()}
+        said.append(task.outputs(model, None, part).float().cpu())
+    return torch.cat(said)
 
 
 def text_between(context: str, start: int, end: int) -> str:

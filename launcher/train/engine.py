@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ from launcher.train.trainable import Group
 
 if TYPE_CHECKING:
     from launcher.data.feed import MicroBatch, StepBatch
+
+    Take = Callable[[MicroBatch, dict[str, Any], Any, torch.Tensor | None], None]
 
 
 class Engine:
@@ -187,24 +189,40 @@ class Engine:
         last = len(self.parts.tasks) - 1
         packed.self_test(self.model(), lambda tensors: self._logits(last, tensors), self._tensors(batch))
 
+    def evaluate(self, part: int, batches: Iterable[MicroBatch]) -> dict[str, float]:
+        """Return exact metrics of one part; every rank must call it."""
+        return self.parts.tasks[part].metrics(self.sums(part, batches))
+
+    def sums(self, part: int, batches: Iterable[MicroBatch]) -> torch.Tensor:
+        """Return what metrics are made of: sums over each rank's samples, added up once over all ranks."""
+        task, totals = self.parts.tasks[part], list[torch.Tensor]()
+
+        def add(_: MicroBatch, given: dict[str, Any], outputs: Any, generated: torch.Tensor | None) -> None:
+            sums = exact.rounded(task.measure(outputs, given, task.loss(outputs, given), generated))
+            totals[:] = [sums + each for each in totals] or [sums]
+
+        self.answer(part, batches, add)
+        # An eval split has at least one batch on every rank.
+        dist.all_reduce(total := totals[0].to(self._told_device()))
+        return total.cpu()
+
     @compiled.aside_in
     @torch.no_grad()
-    def evaluate(self, part: int, batches: Iterable[MicroBatch]) -> dict[str, float]:
-        """Return exact metrics of one part: sums over each rank's samples, added up once over all ranks."""
+    def answer(
+        self, part: int, batches: Iterable[MicroBatch], take: Take, limits: dict[str, Any] | None = None
+    ) -> None:
+        """Answer batches in evaluation mode; every rank must call it, with as many.
+
+        Args:
+            take: is given each batch, its tensors, the part's outputs on them, and generated ids or None.
+            limits: generate in any case, with these settings of transformers; None: only if evaluation does.
+        """
         self.engine.eval()
-        task = self.parts.tasks[part]
-        total: torch.Tensor | None = None
         for batch in batches:
             tensors = self._tensors(batch)
             given = self._given(part, tensors)
             outputs = self._outputs(part, given)
-            loss = task.loss(outputs, given)
-            sums = exact.rounded(task.measure(outputs, given, loss, self._generated(part, tensors)))
-            total = sums if total is None else total + sums
-        assert total is not None, "an eval split has at least one batch on every rank"
-        total = total.to(self._told_device())
-        dist.all_reduce(total)
-        return task.metrics(total.cpu())
+            take(batch, given, outputs, self._generated(part, tensors, limits))
 
     @compiled.aside_in
     @torch.no_grad()
@@ -258,12 +276,14 @@ class Engine:
         logits: torch.Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
         return logits if self.team is None else self.team.whole(logits, tensors["input_ids"].shape[1])
 
-    def _generated(self, part: int, tensors: dict[str, torch.Tensor]) -> torch.Tensor | None:
+    def _generated(
+        self, part: int, tensors: dict[str, torch.Tensor], limits: dict[str, Any] | None
+    ) -> torch.Tensor | None:
         task = self.parts.tasks[part]
-        if not task.generates:
+        if not task.generates and limits is None:
             return None
         is_partitioned = self.engine.zero_optimization_stage() == 3
-        generated = task.generate(self.model(part), tensors, synced=is_partitioned)
+        generated = task.generate(self.model(part), tensors, synced=is_partitioned, limits=limits or {})
         self.engine.empty_partition_cache()
         return generated
 
