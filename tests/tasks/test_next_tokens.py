@@ -66,6 +66,7 @@ def test_a_cpu_makes_logits_only_of_what_bears_loss(
     tokens_per_tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(next_tokens.TILE_BYTES, "cpu", 4 * 50 * tokens_per_tile)
+    monkeypatch.setattr(next_tokens, "FEWEST", 3)
     model, batch = model_of(), batch_of()
     plain, wanted = loss_and_gradients(model, task_of(PLAIN), batch)
     sizes = []
