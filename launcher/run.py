@@ -221,6 +221,7 @@ def _train(
     from launcher import recipe as recipes
     from launcher.plan import plan as planning
     from launcher.plan import zero
+    from launcher.report import opened
     from launcher.report import summary as report
 
     recipe, ds_config, run_dir = job.recipe, job.ds_config, job.run_dir
@@ -245,11 +246,15 @@ def _train(
             chosen = {"recipe": recipes.dump(recipe), "ds_name": job.ds_name, "ds_config": ds_config}
             storage.write_json(run_dir / CHOSEN, chosen)
         storage.write_json(run_dir / stores.DATA, prepared.data_files)
+        storage.write_json(run_dir / stores.STORES, prepared.stores)
         end = ending.Ending(run_dir, job.outlook.predicted(), view.say, marks)
+        view.show(opened.event(run_dir))
         try:
             summary = driver.run(job, world, view, prepared, end.lives, meddle)
         except BaseException as error:
             raise end.failed(error) from error.__cause__
+        finally:
+            view.end_line()
         return summary, end.done(summary)
 
 

@@ -22,6 +22,7 @@ def event(run_dir: Path) -> Event:
         minutes = DEFAULT_SAVE_MINUTES
     return {
         "kind": "run",
+        "said": "the workers start",
         "name": run_dir.name,
         "stages": [_stage(run_dir, name, forecasts.get(name, {})) for name in names(recipe)],
         "save_steps": steps,

@@ -95,7 +95,7 @@ def _rows(progress: Progress, now_s: float) -> list[tuple[str, list[str]]]:
         ("speed", _speed(progress)),
         (
             "memory",
-            [part for part in lines.memory(progress).removeprefix("memory of a worker: ").split(", ")],
+            lines.memory(progress).removeprefix("memory of a worker: ").split(", "),
         ),
         ("waits", _shares(progress)),
         ("saved", _saved(progress, now_s)),
