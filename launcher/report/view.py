@@ -64,6 +64,12 @@ class View:
             if screen is not None:
                 screen.close()
 
+    def __enter__(self) -> "View":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end_line()
+
     def _draw(self) -> None:
         """Let the panel be drawn anew, soon; the first time, begin it."""
         with self.printing:

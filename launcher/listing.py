@@ -1,0 +1,135 @@
+"""The runs of a run root: which there are, and in what state each is, by its files alone."""
+
+import os
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from launcher import storage
+from launcher.errors import RecipeError, RunExists, nearest
+
+State = Literal["done", "running", "stopped", "failed", "driver lost"]
+RECIPE, REPORT, SUMMARY, RECORD = "recipe.yaml", "report.json", "summary.json", "metrics.jsonl"
+FRESH_S = 35.0
+"""A driver writes its report every 10 s (`ending.WRITE_EVERY_S`): one so fresh is of a driver that lives."""
+SHARED_CLOCK_S = 120.0
+"""How far the clocks of a driver's machine, of the storage and of this machine may be apart."""
+_STOPPED = ("stopped by the user", "preempted")
+_HIDDEN = "."
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run directory.
+
+    Attributes:
+        name: below the run root.
+        kind: of its verdict, in the words of the report.
+        report: its report.json; empty: none was written yet.
+        seen_s: when its driver or its workers last wrote anything that tells of them.
+    """
+
+    name: str
+    path: Path
+    state: State
+    kind: str
+    exit_code: int
+    report: dict[str, Any]
+    seen_s: float
+
+
+def roots(given: str | None) -> list[Path]:
+    """Return the run roots that are meant: the one given, or where runs are kept if none is.
+
+    Raises:
+        RecipeError: there is no such directory.
+    """
+    named = given or os.environ.get("LAUNCHER_RUN_ROOT")
+    if named is not None:
+        root = Path(named).expanduser().absolute()
+        if not root.is_dir():
+            raise RecipeError(f"--run-root {named}: there is no such directory")
+        return [root]
+    # What a submitted job makes is in the second.
+    places = [Path("runs").absolute(), Path.home() / "launcher-runs"]
+    return [place for place in places if place.is_dir()]
+
+
+def all_in(root: Path) -> list[Run]:
+    """Return the runs of a run root, those of several seeds too, the one that began first first."""
+    found = []
+    for path in sorted(root.iterdir()):
+        if path.name.startswith(_HIDDEN) or not path.is_dir():
+            continue
+        places = [path, *sorted(path.glob("seed-*"))]
+        found += [look(place, root) for place in places if (place / RECIPE).is_file()]
+    return sorted(found, key=lambda run: run.report.get("begun") or run.seen_s)
+
+
+def find(text: str, places: Sequence[Path]) -> Run:
+    """Return the run that a directory or a name means.
+
+    Args:
+        text: a run directory, or a run's name in one of the run roots.
+        places: the run roots.
+
+    Raises:
+        RunExists: there is no such run.
+    """
+    for path in (Path(text), *(root / text for root in places)):
+        if (path / RECIPE).is_file():
+            path = path.absolute()
+            return look(path, path.parent)
+    known = [run.name for root in places for run in all_in(root)]
+    where = ", ".join(map(str, places)) or "runs or ~/launcher-runs (--run-root names another place)"
+    raise RunExists(f"{text}: no run directory, nor a run in {where}{nearest(text, known)}")
+
+
+def look(path: Path, root: Path) -> Run:
+    """Return what the files of a run directory say."""
+    report = storage.read_json(path / REPORT)
+    report = report if isinstance(report, dict) else {}
+    verdict = report.get("verdict") or {}
+    kind, seen_s = verdict.get("kind", "running"), _seen_s(path)
+    if kind == "running":
+        state: State = "running" if is_alive(verdict, report, seen_s) else "driver lost"
+        if (path / SUMMARY).is_file() and state != "running":
+            state, kind = "done", "done"  # Written last but one; or by a version that wrote no report.
+    else:
+        state = "done" if kind == "done" else "stopped" if kind in _STOPPED else "failed"
+    kind = state if state == "driver lost" else kind
+    code = verdict.get("exit_code", 0 if state in ("done", "running") else 1)
+    return Run(str(path.relative_to(root)), path, state, kind, code, report, seen_s)
+
+
+def is_alive(verdict: dict[str, Any], report: dict[str, Any], seen_s: float) -> bool:
+    """Return whether a run's driver lives, as far as can be seen from here."""
+    if abs(time.time() - seen_s) < FRESH_S:
+        return True
+    if verdict.get("host") == socket.gethostname():
+        return _is_process(verdict.get("pid"), report.get("begun"))
+    return abs(time.time() - seen_s) < SHARED_CLOCK_S
+
+
+def _is_process(pid: Any, begun_s: Any) -> bool:
+    """Return whether a process is there that was before a time: numbers are given again."""
+    try:
+        return psutil.Process(int(pid)).create_time() <= float(begun_s) + 1
+    except (psutil.Error, TypeError, ValueError):
+        return False
+
+
+def _seen_s(path: Path) -> float:
+    """Return when something was written that tells of the driver or the workers; 0: never."""
+    found = [0.0]
+    for name in (RECIPE, REPORT, RECORD):
+        try:
+            found.append((path / name).stat().st_mtime)
+        except OSError:
+            continue
+    return max(found)
