@@ -12,6 +12,10 @@ import psutil
 
 from launcher import storage
 from launcher.errors import RecipeError, RunExists, nearest
+from launcher.report import opened
+from launcher.report.history import BREAKS
+from launcher.report.record import Event
+from launcher.report.tail import Tail
 
 State = Literal["done", "running", "stopped", "failed", "driver lost"]
 RECIPE, REPORT, SUMMARY, RECORD = "recipe.yaml", "report.json", "summary.json", "metrics.jsonl"
@@ -105,6 +109,29 @@ def look(path: Path, root: Path) -> Run:
     kind = state if state == "driver lost" else kind
     code = verdict.get("exit_code", 0 if state in ("done", "running") else 1)
     return Run(str(path.relative_to(root)), path, state, kind, code, report, seen_s)
+
+
+def events(run: Run, tail: Tail) -> list[Event]:
+    """Return what brings a view to where a run is: out of its files, and of its record only the end.
+
+    Args:
+        run: which.
+        tail: of its record; it then goes on from there.
+    """
+    begin = opened.event(run.path)
+    done = [stage["name"] for stage in begin["stages"] if stage["is_done"]]
+    begin |= {} if run.state == "running" else {"said": ""}
+    told = run.report.get("events", [])
+    # In the record the last checkpoint may be far from the end; of its stall the record's sums tell.
+    saved = [{**event, "stall_s": 0.0} for event in told if event["kind"] == "checkpoint"][-1:]
+    ended = [{"kind": "stage_done", "stage": name, **(opened.done(run.path, name) or {})} for name in done]
+    return [begin, *tail.last(), *saved, restarts(run), *ended]
+
+
+def restarts(run: Run) -> Event:
+    """Return how often workers began anew in this try, as an event for a view."""
+    told = run.report.get("events", [])
+    return {"kind": "report", "restarts": sum(event["kind"] in BREAKS for event in told)}
 
 
 def is_alive(verdict: dict[str, Any], report: dict[str, Any], seen_s: float) -> bool:

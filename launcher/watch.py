@@ -100,13 +100,9 @@ class _Watch:
 
     def _prime(self) -> None:
         """Take what was before, without its lines."""
-        begin = opened.event(self.run.path)
-        self.done = {stage["name"] for stage in begin["stages"] if stage["is_done"]}
-        said = {} if self.run.state == "running" else {"said": ""}
-        for event in [begin | said, *self.tail.last(), *_saved(self.run), _restarts(self.run)]:
+        for event in listing.events(self.run, self.tail):
             self.view.prime(event)
-        for name in self.done:
-            self.view.prime({"kind": "stage_done", "stage": name, **(opened.done(self.run.path, name) or {})})
+        self.done = {stage.name for stage in self.view.progress.stages.values() if stage.is_done}
 
     def _new(self) -> Iterator[Event]:
         """Yield what has come since, of all files."""
@@ -131,18 +127,7 @@ class _Watch:
             # A record may hold it too, and sooner.
             if event["kind"] in _OF_REPORT and (event["kind"], event["time"]) not in self.told:
                 yield event
-        yield _restarts(self.run)
-
-
-def _restarts(run: Run) -> Event:
-    events = run.report.get("events", [])
-    return {"kind": "report", "restarts": sum(event["kind"] in BREAKS for event in events)}
-
-
-def _saved(run: Run) -> list[Event]:
-    """The last checkpoint, as the report has it: in the record it may be far from the end."""
-    saved = [event for event in run.report.get("events", []) if event["kind"] == "checkpoint"]
-    return [{**event, "stall_s": 0.0} for event in saved[-1:]]
+        yield listing.restarts(self.run)
 
 
 def _state_lines(run: Run, progress: Any) -> list[str]:

@@ -70,15 +70,13 @@ class Screen:
         self._print()
 
     def _print(self) -> None:
-        for line in self.chatter.lines():
-            self._print_line(line)
+        texts = self.chatter.lines()
         while self.said:
-            self._print_line(self.said.popleft())
-
-    def _print_line(self, text: str) -> None:
-        # The terminal may be gone: a run is not to end for that.
-        with contextlib.suppress(OSError):
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            texts.append(self.said.popleft())
+        if texts:
+            # All at once: for each print the panel is drawn again. The terminal may be gone: a run is not to end for that.
+            with contextlib.suppress(OSError):
+                self.console.print("\n".join(texts), markup=False, highlight=False, soft_wrap=True)
 
     def _draw(self) -> None:
         self.is_stale, self.drawn_s = False, time.monotonic()
