@@ -172,7 +172,10 @@ def _stores(root: Path, runs: Sequence[Run], older_than_s: float) -> tuple[list[
         if run.state == "done":
             continue
         if (names := storage.read_json(run.path / "stores.json")) is None:
-            return [], f"token stores: {run.name} is unfinished and does not say which it needs: none is freed"
+            return (
+                [],
+                f"token stores: {run.name} is unfinished and does not say which it needs: none is freed",
+            )
         needed.update(names)
     least_s = max(RECENT_S, older_than_s)
     free = [path for path in folders if path.name not in needed and time.time() - _newest_s(path) >= least_s]

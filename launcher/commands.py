@@ -35,5 +35,3 @@ def _help() -> str:
     width = max(map(len, COMMANDS)) + 2
     told = [f"  {name:<{width}}{text}" for name, text in COMMANDS.items()]
     return "\n".join(["commands (each has its own --help):", *told, ""])
-
-

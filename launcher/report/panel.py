@@ -1,7 +1,7 @@
 """The panel: a run's progress as something that rich draws. Knows no terminal, only a width."""
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Group, OverflowMethod, RenderableType
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -37,10 +37,10 @@ def panel(progress: Progress, now_s: float, width: int, *, is_plain: bool = Fals
         rows.add_row("loss", _loss(progress, room, is_plain=is_plain))
     for label, chips in _rows(progress, now_s):
         if chips := [chip for chip in chips if chip]:
-            rows.add_row(label, _flow(chips, room, " | " if is_plain else " · "))
+            rows.add_row(label, _flow(chips, room, is_plain=is_plain))
     parts.append(rows)
     borders = box.ASCII if is_plain else box.ROUNDED
-    title = Text(progress.name, style="bold", overflow="ellipsis", no_wrap=True) if progress.name else None
+    title = Text(progress.name[: inner - 4], style="bold", no_wrap=True) if progress.name else None
     return Panel(Group(*parts), title=title, title_align="left", box=borders, width=width, border_style="dim")
 
 
@@ -49,8 +49,9 @@ def _stages(progress: Progress, width: int, *, is_plain: bool) -> Table:
     table = Table.grid(padding=(0, 1), expand=True)
     longest = max(len(name) for name in progress.stages)
     table.add_column(width=1)
-    table.add_column(width=min(longest, width // 4), no_wrap=True, overflow="ellipsis")
-    table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+    overflow: OverflowMethod = "crop" if is_plain else "ellipsis"
+    table.add_column(width=min(longest, width // 4), no_wrap=True, overflow=overflow)
+    table.add_column(ratio=1, no_wrap=True, overflow=overflow)
     table.add_column(justify="right", no_wrap=True)
     for stage in progress.stages.values():
         is_now = stage.name == progress.stage and not stage.is_done
@@ -186,15 +187,16 @@ def _now(progress: Progress, now_s: float) -> str:
     return f"no step for {lines.duration(silent_s)}"
 
 
-def _flow(chips: list[str], room: int, between: str) -> Text:
+def _flow(chips: list[str], room: int, *, is_plain: bool) -> Text:
     """Put pieces into lines that break between them."""
     found: list[str] = []
+    between = " | " if is_plain else " · "
     for chip in chips:
         if found and len(found[-1]) + len(between) + len(chip) <= room:
             found[-1] += between + chip
         else:
             found.append(chip)
-    return Text("\n".join(found), overflow="ellipsis", no_wrap=True)
+    return Text("\n".join(found), overflow="crop" if is_plain else "ellipsis", no_wrap=True)
 
 
 _MARKS = {"done": ("✓", "green"), "now": ("▶", "bold cyan"), "to come": ("·", "dim")}

@@ -20,4 +20,10 @@ def step(number: int, stage: str = "source", **more: Any) -> dict[str, Any]:
 
 def run(*stages: dict[str, Any], **more: Any) -> dict[str, Any]:
     """What is known of a run beforehand."""
-    return {"kind": "run", "name": "it", "stages": list(stages), "save_steps": None, "save_minutes": 15.0} | more
+    return {
+        "kind": "run",
+        "name": "it",
+        "stages": list(stages),
+        "save_steps": None,
+        "save_minutes": 15.0,
+    } | more

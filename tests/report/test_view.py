@@ -51,7 +51,9 @@ def test_what_a_record_tells_more_is_in_plain_lines_too() -> None:
     view.show(saved | {"stall_s": 0.25, "save_s": 1.0})
     spent = {"tokens": 200, "slots": 250, "data_s": 0.02, "step_s": 2.0, "stall_s": 0.5}
     memory = {"device": 2 << 30, "host": 1 << 30}
-    view.show({"kind": "usage", "time": 1002.0, "stage": "source", "step": 2, "memory": memory, "spent": spent})
+    view.show(
+        {"kind": "usage", "time": 1002.0, "stage": "source", "step": 2, "memory": memory, "spent": spent}
+    )
     lines = stream.getvalue().splitlines()
     # 100 tokens/s of 1e9 FLOPs each are a tenth percent of two peaks of 1e11.
     assert "  MFU 50.0%  0:00 left" in lines[2]
@@ -142,9 +144,7 @@ def in_terminal(command: list[str], *, columns: int, limit_s: float = 60, **extr
     ours, theirs = pty.openpty()
     size = {"COLUMNS": str(columns), "LINES": "40", "TERM": "xterm-256color", "PYTHONPATH": str(ROOT)}
     environment = os.environ | size | {"PYTHONIOENCODING": "utf-8"} | extra
-    process = subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, cwd=ROOT
-    )
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, cwd=ROOT)
     os.close(theirs)
     text, until_s = b"", time.monotonic() + limit_s
     while time.monotonic() < until_s:
