@@ -64,7 +64,7 @@ def test_the_list_and_its_json(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "failed (worker lost)  source 3/100" in shown[3] and "5:00  3.00" in shown[3]
     assert runs.main(["--run-root", str(tmp_path / "none")]) == 2
     assert "there is no such directory" in capsys.readouterr().err
-    with pytest.raises(RunExists, match="godo: no run directory, nor a run in .* did you mean .good):
+    with pytest.raises(RunExists, match="godo: no run directory, nor a run in .*did you mean .good"):
         listing.find("godo", [tmp_path])
 
 
@@ -125,9 +125,7 @@ def test_nothing_of_a_run_that_may_go_on_is_touched(
 
 def test_a_run_that_goes_on_by_now_is_not_freed(tmp_path: Path) -> None:
     run_dir = make(tmp_path, "good", "done")
-    items, _ = cleaning.plan(
-        tmp_path, listing.all_in(tmp_path), named=(), older_than_s=0, keep_exports=False
-    )
+    items, _ = cleaning.plan(tmp_path, listing.all_in(tmp_path), named=(), older_than_s=0, keep_exports=False)
     (run_dir / "summary.json").unlink()
     make(tmp_path, "good", "running", **PROCESS)
     os.utime(run_dir / "report.json")

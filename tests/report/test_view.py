@@ -1,17 +1,12 @@
 """What a person sees: plain lines in a log, a panel on a terminal."""
 
 import io
-import os
-import pty
-import re
-import select
-import subprocess
 import sys
 import time
 
 from launcher.report.view import View
-from tests.conftest import ROOT
 from tests.report.events import begin, step
+from tests.terminals import in_terminal, without_codes
 
 
 class Terminal(io.StringIO):
@@ -128,35 +123,12 @@ print("after")
 
 def test_what_libraries_write_does_not_tear_the_panel() -> None:
     text = in_terminal([sys.executable, "-c", CHATTY], columns=60)
-    shown = [line.strip("\r") for line in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).split("\n")]
+    shown = without_codes(text)
     # What is printed where the panel ended comes behind its last line here.
     said = [line.rpartition("╯")[2].strip("\r") for line in shown]
     for n in range(1, 5):
         assert f"chatter of a library {n}" in said and f"a print {n}" in said, text
-    assert said[-3:] == ["the last, without an end", "after", ""]
+    assert said[-4:] == ["the last, without an end", "after", "", "exit code 0"]
     # Every line of the panel is as wide as the terminal: none was continued by something else.
     drawn = [line for line in shown if line.startswith(("╭", "│"))]
     assert len(drawn) > 20 and all(len(line) == 60 for line in drawn)
-
-
-def in_terminal(command: list[str], *, columns: int, limit_s: float = 60, **extra: str) -> str:
-    """Run a command on a terminal of its own; return what it wrote there."""
-    ours, theirs = pty.openpty()
-    size = {"COLUMNS": str(columns), "LINES": "40", "TERM": "xterm-256color", "PYTHONPATH": str(ROOT)}
-    environment = os.environ | size | {"PYTHONIOENCODING": "utf-8"} | extra
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, cwd=ROOT)
-    os.close(theirs)
-    text, until_s = b"", time.monotonic() + limit_s
-    while time.monotonic() < until_s:
-        if not select.select([ours], [], [], 0.2)[0]:
-            if process.poll() is not None:
-                break
-            continue
-        try:
-            text += os.read(ours, 65536)
-        except OSError:
-            break  # Linux says so when the last writer has closed it.
-    process.kill()
-    process.wait()
-    os.close(ours)
-    return text.decode()
