@@ -1,5 +1,7 @@
 """Events as lines of text: what a log shows, and what scrolls by above the panel. Pure."""
 
+from collections.abc import Callable
+
 from launcher.report.forecast import size
 from launcher.report.memory import LITTLE
 from launcher.report.progress import Progress
@@ -115,7 +117,7 @@ def _rolled_back(event: Event) -> str:
 
 
 _HALVED = "going on from the last checkpoint with half the micro-batch (on_oom: shrink)"
-_LINES = {
+_LINES: dict[str, Callable[[Event], str]] = {
     "stage_begin": _stage_begin,
     "preparation_failed": lambda e: f"the preparation of the data has stopped: {e['reason']}",
     "eval": lambda e: f"{e['stage']}  step {e['step']}  eval: {metrics(e['metrics'])}",

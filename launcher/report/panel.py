@@ -70,18 +70,14 @@ def _stages(progress: Progress, width: int, *, is_plain: bool) -> Table:
 
 def _loss(progress: Progress, room: int, *, is_plain: bool) -> RenderableType:
     """The last loss beside a curve of those before it."""
-    now, first = progress.last["loss"], progress.losses[0]
-    count = len(progress.losses)
-    words = [Text(f"{now:.4f}", style="bold"), Text(f"from {first:.4f}", style="dim")]
-    words.append(Text(f"{count:,} steps", style="dim"))
+    first, loss = progress.losses[0]
+    values = [value for _, value in progress.losses]
+    words = [Text(f"{progress.last['loss']:.4f}", style="bold"), Text(f"from {loss:.4f}", style="dim")]
+    words.append(Text(f"at step {first:,}", style="dim"))
     height = 1 if is_plain else 2 if room < NARROW - LABEL_WIDTH else CURVE_HEIGHT
     word_width = max(word.cell_len for word in words[:height])
     width = min(60, room - word_width - 2)
-    drawn = (
-        curve.plain(list(progress.losses), width)
-        if is_plain
-        else curve.braille(list(progress.losses), width, height)
-    )
+    drawn = curve.plain(values, width) if is_plain else curve.braille(values, width, height)
     table = Table.grid(padding=(0, 2))
     for word, line in zip(words, drawn, strict=False):
         table.add_row(word, Text(line, style="cyan", no_wrap=True))

@@ -51,7 +51,7 @@ class Progress:
         begun: what its `stage_begin` said.
         last: its last `step` event; empty: none yet.
         first_s, first_step: of the steps that this saw.
-        losses: of its last steps.
+        losses: of its last steps that this saw, each with its step.
         recent: its last `step` events, for rates.
         spent: sums over its steps: tokens, slots, data_s, step_s and stall_s.
         used: bytes at the peak of the first worker, by `device` and `host`.
@@ -71,7 +71,7 @@ class Progress:
     last: Event = field(default_factory=dict)
     first_s: float = 0.0
     first_step: int = 0
-    losses: deque[float] = field(default_factory=lambda: deque(maxlen=NUM_LOSSES))
+    losses: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=NUM_LOSSES))
     recent: deque[Event] = field(default_factory=lambda: deque(maxlen=NUM_RECENT))
     spent: dict[str, float] = field(default_factory=dict)
     used: dict[str, int | None] = field(default_factory=dict)
@@ -94,7 +94,7 @@ class Progress:
 
     def copy(self) -> "Progress":
         """Return what stays as it is while this takes more; events and stages are never changed."""
-        values = {name: getattr(self, name) for name in self.__slots__}  # type: ignore[attr-defined]
+        values = {name: getattr(self, name) for name in self.__slots__}
         for name in ("stages", "losses", "recent", "spent", "used", "evaluated"):
             values[name] = values[name].copy()
         return Progress(**values)
@@ -129,7 +129,7 @@ class Progress:
         if not self.last:
             self.first_s, self.first_step = event["time"], event["step"]
         self.last, self.is_broken, self.said = event, False, ""
-        self.losses.append(event["loss"])
+        self.losses.append((event["step"], event["loss"]))
         self.recent.append(event)
         for name in _SPENT:
             self.spent[name] = self.spent.get(name, 0) + event.get(name, 0)
@@ -169,7 +169,7 @@ class Progress:
     @property
     def step(self) -> int:
         """The last step of the stage in training."""
-        return int(self.last.get("step", self.begun.get("start", 0)))
+        return int(self.last["step"] if self.last else self.begun.get("start", 0))
 
     @property
     def num_steps(self) -> int:
@@ -248,8 +248,8 @@ class Progress:
 
 
 def _sum(events: Iterable[Event], name: str) -> float:
-    return sum(event.get(name, 0) for event in events)
+    return float(sum(event.get(name, 0) for event in events))
 
 
-def _ratio(part: float, whole: Any) -> float | None:
+def _ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
