@@ -77,7 +77,8 @@ def plan(
         if named and run.name not in named:
             continue
         if run.state == "running" or not _is_surely_ended(run):
-            kept += [f"{run.name}: is {run.state}"] if named else []
+            words = "is running" if run.state == "running" else "was written to less than an hour ago"
+            kept += [f"{run.name}: {words}"] if named else []
         elif time.time() - run.seen_s >= older_than_s:
             items, reason = _of_run(run, is_named=run.name in named, keep_exports=keep_exports)
             found += items

@@ -88,8 +88,12 @@ class Ending:
         return error
 
     def _go_on_writing(self) -> None:
-        while not self.ended.wait(WRITE_EVERY_S):
+        wait_s = WRITE_EVERY_S
+        while not self.ended.wait(wait_s):
+            begun_s = time.monotonic()
             self._write_running()
+            # A run of a hundred thousand checkpoints has a long report: it is not to keep the driver busy.
+            wait_s = min(3 * WRITE_EVERY_S, max(WRITE_EVERY_S, 50 * (time.monotonic() - begun_s)))
 
     def _write_running(self) -> None:
         # The lists grow meanwhile, in another thread.

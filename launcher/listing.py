@@ -20,7 +20,7 @@ from launcher.report.tail import Tail
 State = Literal["done", "running", "stopped", "failed", "driver lost"]
 RECIPE, REPORT, SUMMARY, RECORD = "recipe.yaml", "report.json", "summary.json", "metrics.jsonl"
 FRESH_S = 35.0
-"""A driver writes its report every 10 s (`ending.WRITE_EVERY_S`): one so fresh is of a driver that lives."""
+"""A driver writes its report every 10 to 30 s (`ending`): one so fresh is of a driver that lives."""
 SHARED_CLOCK_S = 120.0
 """How far the clocks of a driver's machine, of the storage and of this machine may be apart."""
 _STOPPED = ("stopped by the user", "preempted")
@@ -85,13 +85,23 @@ def find(text: str, places: Sequence[Path]) -> Run:
     Raises:
         RunExists: there is no such run.
     """
-    for path in (Path(text), *(root / text for root in places)):
+    for path in (Path(text).absolute(), *(root / text for root in places)):
         if (path / RECIPE).is_file():
-            path = path.absolute()
-            return look(path, path.parent)
+            return look(path, root_of(path, places))
+        if seeds := [
+            look(each, root_of(each, places))
+            for each in sorted(path.glob("seed-*"))
+            if (each / RECIPE).is_file()
+        ]:
+            return next((run for run in seeds if run.state == "running"), seeds[-1])
     known = [run.name for root in places for run in all_in(root)]
     where = ", ".join(map(str, places)) or "runs or ~/launcher-runs (--run-root names another place)"
     raise RunExists(f"{text}: no run directory, nor a run in {where}{nearest(text, known)}")
+
+
+def root_of(path: Path, places: Sequence[Path]) -> Path:
+    """Return the run root that a run directory is in; one elsewhere is in the directory above it."""
+    return next((root for root in places if path.is_relative_to(root)), path.parent)
 
 
 def look(path: Path, root: Path) -> Run:

@@ -103,17 +103,15 @@ def _list(options: argparse.Namespace) -> int:
 
 def _clean(options: argparse.Namespace) -> int:
     roots = listing.roots(options.run_root)
-    named = [listing.find(name, roots) for name in options.run]
+    named: dict[Path, set[str]] = {}
+    for run in [listing.find(name, roots) for name in options.run]:
+        named.setdefault(listing.root_of(run.path, roots), set()).add(run.name)
     result = 0
-    for root in roots:
-        runs = listing.all_in(root)
-        of_root = {str(run.path.relative_to(root)) for run in named if run.path.is_relative_to(root)}
-        if named and not of_root:
-            continue
+    for root in named or roots:
         items, kept = cleaning.plan(
             root,
-            runs,
-            named=of_root,
+            listing.all_in(root),
+            named=named.get(root, ()),
             older_than_s=options.older_than * DAY_S,
             keep_exports=options.keep_exports,
         )

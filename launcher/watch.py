@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from launcher import listing, storage, verdict
@@ -85,7 +86,7 @@ class _Watch:
         self.view.say(f"run: {self.run.path}")
         try:
             if self.run.state == "running":
-                self.view.show(opened.event(self.run.path) | {"said": self.view.progress.said})
+                self.view.show(listing.restarts(self.run))
             while self.run.state == "running":
                 time.sleep(LOOK_EVERY_S)
                 for event in self._new():
@@ -113,7 +114,7 @@ class _Watch:
         if time.monotonic() - self.looked_s < STATE_EVERY_S:
             return
         self.looked_s = time.monotonic()
-        self.run = listing.look(self.run.path, self.run.path.parent)
+        self.run = replace(listing.look(self.run.path, self.run.path.parent), name=self.run.name)
         for name in list(self.view.progress.stages):
             if name not in self.done and (ended := opened.done(self.run.path, name)) is not None:
                 self.done.add(name)

@@ -68,6 +68,21 @@ def test_the_list_and_its_json(tmp_path: Path, capsys: pytest.CaptureFixture[str
         listing.find("godo", [tmp_path])
 
 
+def test_a_run_is_found_by_name_by_path_and_among_seeds(tmp_path: Path) -> None:
+    make(tmp_path / "root", "one", "done")
+    make(tmp_path / "root", "many-seeds/seed-0", "done")
+    make(tmp_path / "root", "many-seeds/seed-1", "worker lost")
+    elsewhere = make(tmp_path, "elsewhere", "done")
+    places = [tmp_path / "root"]
+    assert listing.find("one", places).name == "one"
+    assert listing.find("many-seeds", places).name == "many-seeds/seed-1"
+    assert listing.find(str(tmp_path / "root" / "many-seeds" / "seed-0"), places).name == "many-seeds/seed-0"
+    assert listing.find(str(elsewhere), places).path == elsewhere
+    before = files(tmp_path / "root")
+    assert runs.main(["clean", "--run-root", str(places[0]), "--yes", str(elsewhere)]) == 0
+    assert files(tmp_path / "root") == before and not list(elsewhere.glob("stages/*/checkpoints"))
+
+
 def test_clean_says_first_and_deletes_only_with_yes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,7 +135,7 @@ def test_nothing_of_a_run_that_may_go_on_is_touched(
     before = files(tmp_path)
     assert runs.main(["clean", "--run-root", str(tmp_path), "--yes", "going"]) == 0
     assert files(tmp_path) == before
-    assert "kept: going: is " in capsys.readouterr().out
+    assert "kept: going: " in capsys.readouterr().out
 
 
 def test_a_run_that_goes_on_by_now_is_not_freed(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ beforehand what is to come (`launcher.report.opened` makes it out of a run direc
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from launcher.report.history import BREAKS
 from launcher.report.record import Event
@@ -100,6 +100,10 @@ class Progress:
         return Progress(**values)
 
     def _run(self, event: Event) -> None:
+        # Of several runs, as with seeds, each begins with nothing known.
+        begun = Progress()
+        for name in self.__slots__:
+            setattr(self, name, getattr(begun, name))
         self.name, self.said = event["name"], event.get("said", "")
         self.save_steps, self.save_minutes = event["save_steps"], event["save_minutes"]
         for each in event["stages"]:

@@ -107,4 +107,4 @@ class View:
 
 
 _OF_PROGRESS = ("stage_begin", "preparation", "step", "usage")
-_OPENS = ("run", "worker", "preparation", "stage_begin", "step")
+_OPENS = ("run", "report", "worker", "preparation", "stage_begin", "step")
