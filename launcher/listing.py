@@ -65,13 +65,13 @@ def roots(given: str | None) -> list[Path]:
 
 
 def all_in(root: Path) -> list[Run]:
-    """Return the runs of a run root, those of several seeds too, the one that began first first."""
+    """Return the runs of a run root, those of several seeds and of trials too, in the order of their beginning."""
     found = []
     for path in sorted(root.iterdir()):
         if path.name.startswith(_HIDDEN) or not path.is_dir():
             continue
-        places = [path, *sorted(path.glob("seed-*"))]
-        found += [look(place, root) for place in places if (place / RECIPE).is_file()]
+        places = [*path.glob(RECIPE), *sorted(path.glob(f"*/{RECIPE}"))]
+        found += [look(place.parent, root) for place in places]
     return sorted(found, key=lambda run: run.report.get("begun") or run.seen_s)
 
 

@@ -62,7 +62,7 @@ def _stages(progress: Progress, width: int, *, is_plain: bool) -> Table:
         right = f"{stage.num_steps:,} steps" if stage.num_steps else ""
         if is_now:
             total, at = progress.num_steps, progress.step
-            middle = ProgressBar(total=total or 1, completed=at)
+            middle = ProgressBar(total=total or 1, completed=at, complete_style="cyan")
             right = f"{at:,}/{total:,} {at / total:4.0%}" if total else ""
         table.add_row(Text(mark, style=style), Text(stage.name, style=style), middle, Text(right))
     return table
