@@ -1,10 +1,13 @@
 """Commands on a terminal of their own, as a person has them."""
 
+import fcntl
 import os
 import pty
 import re
 import select
+import struct
 import subprocess
+import termios
 import time
 
 from tests.conftest import ROOT
@@ -13,9 +16,13 @@ from tests.conftest import ROOT
 def in_terminal(command: list[str], *, columns: int, limit_s: float = 60, **extra: str) -> str:
     """Run a command on a terminal of its own; return what it wrote there, its exit code in the last line."""
     ours, theirs = pty.openpty()
-    size = {"COLUMNS": str(columns), "LINES": "40", "TERM": "xterm-256color", "PYTHONPATH": str(ROOT)}
-    environment = os.environ | size | {"PYTHONIOENCODING": "utf-8"} | extra
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, cwd=ROOT)
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
+    known = {"TERM": "xterm-256color", "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+    environment = kept | known | extra
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, env=environment, cwd=ROOT
+    )
     os.close(theirs)
     text, until_s = b"", time.monotonic() + limit_s
     while time.monotonic() < until_s:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.live import Live
 
 from launcher.report import panel
@@ -80,10 +80,18 @@ class Screen:
 
     def _draw(self) -> None:
         self.is_stale, self.drawn_s = False, time.monotonic()
+        self._measure()
         is_plain = not (self.console.encoding or "").lower().startswith("utf")
         drawn = panel.panel(self.progress(), time.time(), self.console.width, is_plain=is_plain)
         with contextlib.suppress(OSError):
             self.live.update(drawn, refresh=True)
+
+    def _measure(self) -> None:
+        """Take over the terminal's size: rich asks the standard streams, which may lead elsewhere by now."""
+        with contextlib.suppress(OSError, ValueError):
+            columns, rows = os.get_terminal_size(self.chatter.terminal.fileno())
+            if columns and rows and "COLUMNS" not in os.environ:
+                self.console.size = ConsoleDimensions(columns, rows)
 
 
 class _Chatter:
