@@ -120,7 +120,7 @@ class Progress:
 
     def _stage_begin(self, event: Event) -> None:
         if self.stage and event["stage"] != self.stage:
-            self._done(self.stage)
+            self._mark_done(self.stage)
         self.stage, self.begun, self.begun_s = event["stage"], event, event["time"]
         known = self.stages.get(self.stage, Stage(self.stage))
         self.stages[self.stage] = known._replace(num_steps=event["num_steps"], is_done=False)
@@ -154,7 +154,7 @@ class Progress:
             self.spent["stall_s"] = self.spent.get("stall_s", 0) + event["stall_s"]
 
     def _export(self, event: Event) -> None:
-        self._done(event["stage"])
+        self._mark_done(event["stage"])
 
     def _stage_done(self, event: Event) -> None:
         known = self.stages.get(event["stage"])
@@ -163,10 +163,10 @@ class Progress:
             self.stages[known.name] = known._replace(is_done=True, metrics=metrics, num_steps=steps)
 
     def _after(self, event: Event) -> None:
-        self._done(self.stage)
+        self._mark_done(self.stage)
         self.said = "what was forgotten is measured"
 
-    def _done(self, name: str) -> None:
+    def _mark_done(self, name: str) -> None:
         if name in self.stages:
             self.stages[name] = self.stages[name]._replace(is_done=True)
 
