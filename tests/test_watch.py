@@ -124,7 +124,7 @@ def test_the_panel_in_terminals(tmp_path: Path, columns: int) -> None:
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", text), "NO_COLOR"
     shown = without_codes(text)
     drawn = [line for line in shown if line.startswith(("╭", "│"))]
-    assert drawn and all(len(line) == columns for line in drawn)
+    assert drawn and all(len(line) == columns - 2 for line in drawn)
     assert any("3/100   3%" in line for line in drawn) and any("next at step 5" in line for line in drawn)
     assert shown[-1] == "exit code 4" and "verdict: worker lost (exit code 4)" in shown
 

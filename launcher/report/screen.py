@@ -20,6 +20,10 @@ DRAW_EVERY_S, CLOCK_EVERY_S = 0.25, 1.0
 """The panel is drawn when something has changed, and once a second for the clock."""
 
 
+_ECHO = "^C"
+"""What a terminal writes when a person presses it: behind the panel there is room, so that no line is begun."""
+
+
 class Screen:
     """The panel, from when it is made until it is closed."""
 
@@ -82,7 +86,8 @@ class Screen:
         self.is_stale, self.drawn_s = False, time.monotonic()
         self._measure()
         is_plain = not (self.console.encoding or "").lower().startswith("utf")
-        drawn = panel.panel(self.progress(), time.time(), self.console.width, is_plain=is_plain)
+        width = self.console.width - len(_ECHO)
+        drawn = panel.panel(self.progress(), time.time(), width, is_plain=is_plain)
         with contextlib.suppress(OSError):
             self.live.update(drawn, refresh=True)
 
