@@ -167,6 +167,8 @@ def _new_manifest(
             storage.delete(directory)
         with store.writing(folder):
             store.write_manifest(directory, manifest)
+    # Before it has a run directory, nothing else shows that a run is about to train from here.
+    (directory / store.USED).touch()
     return directory, manifest
 
 

@@ -4,8 +4,10 @@ import contextlib
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from launcher.verdict import Cost, Facts, Verdict
 
 REPORT, RUNNING = "report.json", "running"
 TAIL_BYTES = 65_536
+WRITE_EVERY_S = 10.0
+"""How often the report is written anew while a run goes on: whoever reads it sees that its driver lives."""
 
 
 class Ending:
@@ -49,10 +53,13 @@ class Ending:
             say(
                 "the try before this one ended without a word: its driver was killed, or its machine was lost"
             )
-        self._write({"kind": RUNNING, "host": socket.gethostname(), "pid": os.getpid()}, [])
+        self.ended, self.writing = threading.Event(), threading.Lock()
+        self._write_running()
+        threading.Thread(target=self._go_on_writing, daemon=True, name="report").start()
 
     def done(self, summary: dict[str, Any]) -> str:
         """Keep the report of a run that is done; return its verdict in one line."""
+        self.ended.set()
         found = history.of(self.lives, [])
         steps = sum(stage.get("steps", 0) for stage in summary["stages"].values())
         figures = f"{steps:,} steps, {time.time() - self.begun_s:,.0f} s in this try"
@@ -69,6 +76,7 @@ class Ending:
         Returns:
             The error to raise, with the verdict's lines as a note.
         """
+        self.ended.set()
         found = history.of(self.lives, _last_records(self.run_dir))
         if isinstance(error, Hang):
             found.said = {}  # Only that they were ended, as they were.
@@ -78,6 +86,20 @@ class Ending:
             error = OutOfMemory(str(error))
         error.add_note("\n".join(judged.lines()))
         return error
+
+    def _go_on_writing(self) -> None:
+        wait_s = WRITE_EVERY_S
+        while not self.ended.wait(wait_s):
+            begun_s = time.monotonic()
+            self._write_running()
+            # A run of a hundred thousand checkpoints has a long report: it is not to keep the driver busy.
+            wait_s = min(3 * WRITE_EVERY_S, max(WRITE_EVERY_S, 50 * (time.monotonic() - begun_s)))
+
+    def _write_running(self) -> None:
+        # The lists grow meanwhile, in another thread.
+        lives = [replace(life, events=list(life.events)) for life in self.lives]
+        judged = {"kind": RUNNING, "host": socket.gethostname(), "pid": os.getpid()}
+        self._write(judged, history.of(lives, []).events)
 
     def _facts(self, error: BaseException, found: History) -> Facts:
         rank = min(_causes(found.said), default=0)
@@ -135,8 +157,9 @@ class Ending:
             "earlier": self.earlier,
         }
         # A full disk is told by its own error, which must not be hidden by this one.
-        with contextlib.suppress(OSError):
-            storage.write_json(self.run_dir / REPORT, report)
+        with self.writing, contextlib.suppress(OSError):
+            if judged["kind"] != RUNNING or not self.ended.is_set():
+                storage.write_json(self.run_dir / REPORT, report)
 
 
 def before_a_run(error: BaseException) -> str:

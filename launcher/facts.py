@@ -25,11 +25,13 @@ class Prepared:
         facts: of each stage's data.
         model_directory: the first weights.
         data_files: by data set, path and bytes of each file: what the run began with.
+        stores: the names of the directories, beside the runs', that it trains from.
     """
 
     facts: tuple[StageFacts, ...]
     model_directory: str
     data_files: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
+    stores: tuple[str, ...] = ()
 
 
 def prepare_all(

@@ -75,7 +75,7 @@ def take_over(origin: Origin, run_dir: Path) -> str:
     Files are linked where the file system can, so nothing is copied; neither run ever changes one.
 
     Raises:
-        RunExists: a stage before the checkpoint is not finished.
+        RunExists: a stage before the checkpoint is not finished, or the checkpoint was deleted meanwhile.
     """
     for name in origin.taken:
         if not (origin.run_dir / _STAGES / name / _DONE).exists():
@@ -85,6 +85,10 @@ def take_over(origin: Origin, run_dir: Path) -> str:
     said = [f"stage {name} as it ended" for name in origin.taken]
     if origin.stage is not None:
         checkpoint = Path(_STAGES) / origin.stage / _CHECKPOINTS / f"step-{origin.step:08d}"
+        if not (origin.run_dir / checkpoint / _COMMIT).exists():
+            raise RunExists(
+                f"{origin.run_dir / checkpoint}: was there when this run was started, and is gone"
+            )
         _link(origin.run_dir / checkpoint, run_dir / checkpoint)
         said.append(f"stage {origin.stage} after step {origin.step}")
     note = {

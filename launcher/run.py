@@ -88,7 +88,7 @@ def _launch(options: argparse.Namespace, recipe: Any) -> int:
 
     facts = survey.stage_facts(recipe)
     if not options.plan and options.seeds is None and (finished := _finished(options, run_dir)):
-        print(f"this run is finished already; --fresh trains anew\n{_end(finished, recipe, run_dir)}")
+        print(f"this run is finished already; --fresh trains anew\n{_end(finished, run_dir)}")
         return 0
 
     from launcher import ahead
@@ -117,7 +117,8 @@ def _on_cluster(options: argparse.Namespace, asked: Any, run_dir: Path) -> int:
     marks.note("reading recipe, data and model")
     storage.make_directory(run_dir.parent / ".store")
     wait_s = 0.0 if options.plan else 60 * options.wait
-    with joining.cluster(options.address, options.workers, options.device, wait_s, view.say) as world:
+    joined = joining.cluster(options.address, options.workers, options.device, wait_s, view.say)
+    with view, joined as world:
         marks.note("joining the cluster")
         if asked.recipe.spares and not (options.plan or options.preflight):
             driver.warm_up(world)
@@ -148,7 +149,7 @@ def _on_cluster(options: argparse.Namespace, asked: Any, run_dir: Path) -> int:
             origin = _origin(options, recipe=job.recipe, run_dir=run_dir)
             store = run_dir.parent / ".store"
             ended, verdict = _train(job, world, view, store, fresh=options.fresh, origin=origin, marks=marks)
-            view.say(f"{_end(ended, asked.recipe, run_dir)}\n{verdict}")
+            view.say(f"{_end(ended, run_dir)}\n{verdict}")
         else:
             view.say("\n".join(report.seeds_lines(_train_seeds(job, world, view, options), str(run_dir))))
     return 0
@@ -221,6 +222,7 @@ def _train(
     from launcher import recipe as recipes
     from launcher.plan import plan as planning
     from launcher.plan import zero
+    from launcher.report import opened
     from launcher.report import summary as report
 
     recipe, ds_config, run_dir = job.recipe, job.ds_config, job.run_dir
@@ -245,7 +247,9 @@ def _train(
             chosen = {"recipe": recipes.dump(recipe), "ds_name": job.ds_name, "ds_config": ds_config}
             storage.write_json(run_dir / CHOSEN, chosen)
         storage.write_json(run_dir / stores.DATA, prepared.data_files)
+        storage.write_json(run_dir / stores.STORES, prepared.stores)
         end = ending.Ending(run_dir, job.outlook.predicted(), view.say, marks)
+        view.show(opened.event(run_dir))
         try:
             summary = driver.run(job, world, view, prepared, end.lives, meddle)
         except BaseException as error:
@@ -280,12 +284,10 @@ def _finished(options: argparse.Namespace, run_dir: Path) -> dict[str, Any] | No
     return None if options.fresh else storage.read_json(run_dir / "summary.json")
 
 
-def _end(summary: dict[str, Any], recipe: Any, run_dir: Path) -> str:
-    from launcher import tasks
+def _end(summary: dict[str, Any], run_dir: Path) -> str:
     from launcher.report import summary as report
 
-    task = tasks.create(recipe.stages[-1])
-    return "\n".join(report.end_lines(summary, task.metric, str(run_dir)))
+    return "\n".join(report.end_lines(summary, str(run_dir)))
 
 
 def _interrupt(*_: Any) -> None:

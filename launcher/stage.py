@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from launcher import bad_batches, examples, storage
+from launcher import bad_batches, examples, storage, telling
 from launcher.assembly import Assembly, Context, assemble, write_export
 from launcher.data import feed
 from launcher.judge import Verdict, judge
@@ -65,7 +65,10 @@ class StageRun:
         self.metrics: dict[str, dict[str, float]] = {}
         self.tables: dict[str, dict[str, Any]] = {}
         self.verdict, self.num_seen, self.ended_at = Verdict(), 0, 0
-        self.stepped_at_s, self.data_s = time.monotonic(), 0.0
+        self.stepped_at_s = time.monotonic()
+        self.used_at_s = self.stepped_at_s + telling.FIRST_AFTER_S - telling.EVERY_S
+        self.begun: dict[str, Any] = {}
+        self.data_s = 0.0
         self.totals = dict.fromkeys(("samples", "tokens", "slots", "data_s", "step_s", "stall_s"), 0.0)
 
     def run(self) -> None:
@@ -121,20 +124,20 @@ class StageRun:
 
         total, trained = trainable.num_parameters(self.engine.parts)
         self.sizes = {"num_parameters": total, "num_trainable": trained}
-        self.context.recorder.write(
-            "stage_begin",
-            stage=self.plan.name,
-            start=start,
-            pid=os.getpid(),
-            host=socket.gethostname(),
-            num_workers=self.plan.num_workers,
-            num_steps=self.plan.num_steps,
-            units_per_step=sum(part.plan.units_per_step for part in self.parts),
-            unit=self.plan.unit,
-            peak_flops=peak.flops(self.context.device, self.context.plan.dtype),
+        self.begun = {
+            "start": start,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "num_workers": self.plan.num_workers,
+            "num_nodes": telling.num_nodes(self.engine.device),
+            "num_steps": self.plan.num_steps,
+            "units_per_step": sum(part.plan.units_per_step for part in self.parts),
+            "unit": self.plan.unit,
+            "peak_flops": peak.flops(self.context.device, self.context.plan.dtype),
             **self._flops_per_token(),
             **self.sizes,
-        )
+        }
+        self.context.recorder.write("stage_begin", stage=self.plan.name, **self.begun)
 
     def _flops_per_token(self) -> dict[str, float]:
         """The model's floating-point operations for a token of average company: none where parts differ or nothing is known."""
@@ -192,6 +195,12 @@ class StageRun:
             **({"losses": by_part} if len(by_part) > 1 else {}),
         )
         self.stepped_at_s = now_s
+        if self.context.rank == 0 and now_s - self.used_at_s >= telling.EVERY_S:
+            self.used_at_s, told = now_s, {"spent": self.totals, "metrics": self.metrics}
+            used = self.watch.usage()
+            telling.usage(
+                self.context.recorder, used, stage=self.plan.name, step=step, begun=self.begun, **told
+            )
         if self.context.samples is not None and self.context.rank % self.plan.team == 0:
             for part, batch in zip(self.parts, batches, strict=True):
                 ids = [int(i) for micro_batch in batch.micro_batches for i in micro_batch.samples]

@@ -25,7 +25,7 @@ from launcher.prepare import manifest_of
 from launcher.recipe import Recipe
 from launcher.report.view import View
 
-DATA = "data.json"
+DATA, STORES = "data.json", "stores.json"
 
 
 @contextmanager
@@ -76,7 +76,8 @@ def prepared(
         preparation.wait_for(*needed_first(recipe, described, is_packed))
         executor.yield_to(world.num_workers)
         view.end_line()
-        yield Prepared(facts(recipe, described), described.model_directory, _data_files(described))
+        names = _names(described, folder)
+        yield Prepared(facts(recipe, described), described.model_directory, _data_files(described), names)
     finally:
         preparation.close()
 
@@ -107,6 +108,12 @@ def _data_files(described: Described) -> dict[str, list[tuple[str, int]]]:
         f"{job.name} [{job.number}]": [(file, size) for file, size, _ in manifest_of(job.directory).files]
         for job in described.jobs
     }
+
+
+def _names(described: Described, folder: Path) -> tuple[str, ...]:
+    """What a run trains from, of what is in the folder of stores."""
+    places = [Path(job.directory) for job in described.jobs] + [Path(described.model_directory)]
+    return tuple(dict.fromkeys(place.name for place in places if place.parent == folder))
 
 
 class OnRay:

@@ -107,6 +107,14 @@ class Verdict:
         return asdict(self) | {"seen": list(self.seen)}
 
 
+def of_json(tree: dict[str, Any]) -> Verdict:
+    """Return the verdict that a report holds."""
+    cost = Cost(**tree.get("cost", {}))
+    return Verdict(
+        tree["kind"], tree["exit_code"], tuple(tree["seen"]), cost, tree["next"], tree.get("figures", "")
+    )
+
+
 def judge(facts: Facts) -> Verdict:
     """Return how a run ended."""
     kind = _kind(facts)

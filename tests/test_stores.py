@@ -66,7 +66,12 @@ def test_training_begins_beside_the_preparation(cluster: None, tmp_path: Path) -
         until_whole(ready)
     assert "preparing a:" in said.getvalue() and "tokens/s" in said.getvalue()
     with stores.prepared(recipe, {}, FACTS, tmp_path / "store", WORLD, View(said), CHUNK) as again:
-        assert again.facts[0].train.is_whole and again.facts[0].train.num_samples == 20_000
+        train = again.facts[0].train
+        assert train.is_whole and train.num_samples == 20_000
+        # What keeps `launcher runs clean` from freeing it.
+        assert Path(train.stores[0]).name in again.stores
+        assert all((tmp_path / "store" / name).is_dir() for name in again.stores)
+        assert (Path(train.stores[0]) / store.USED).exists()
 
 
 def test_a_bad_row_far_behind_reaches_the_workers_that_wait(cluster: None, tmp_path: Path) -> None:

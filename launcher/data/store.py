@@ -27,7 +27,7 @@ from launcher.storage import new_file, read_json, write_json
 
 FORMAT = 2
 MANIFEST, META, ERROR = "manifest.json", "meta.json", "error.json"
-LOCK, BEAT = ".lock", ".beat"
+LOCK, BEAT, USED = ".lock", ".beat", ".used"
 NUM_TARGETS, PACK = "num_targets", "pack"
 INPUT_IDS = "input_ids"
 

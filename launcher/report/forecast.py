@@ -66,6 +66,7 @@ def tree(forecasts: Sequence[Forecast], cluster: Cluster) -> dict[str, Any]:
                 "items": [asdict(item) for item in each.need.items],
                 "device_bytes": each.device_bytes,
                 "device_room": each.device_room,
+                "of_worker": each.of_worker,
                 "host_bytes": each.host_bytes,
                 "host_room": each.host_room,
                 "checkpoint_bytes": each.checkpoint_bytes,

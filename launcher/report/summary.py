@@ -31,7 +31,7 @@ def plan_lines(plan: Plan, facts: tuple[StageFacts, ...], zero_stage: int, ds_na
     return lines
 
 
-def end_lines(summary: dict[str, Any], metric: str, run_dir: str) -> list[str]:
+def end_lines(summary: dict[str, Any], run_dir: str) -> list[str]:
     """Return what a person wants to know at the end."""
     stages = summary["stages"]
     trained = [name for name in stages if name != "baseline"]

@@ -1,0 +1,47 @@
+"""The report of a run while it goes on: written anew, so that others see that its driver lives."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher import ending, listing
+from launcher.errors import TrainingFailed
+from launcher.report.history import Life
+from tests.report.events import begin, step
+
+
+def report(run_dir: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run_dir / ending.REPORT).read_text())
+    return found
+
+
+def wait_until(holds: Any) -> None:
+    until_s = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < until_s
+        time.sleep(0.02)
+
+
+def test_a_report_lives_as_its_driver_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ending, "WRITE_EVERY_S", 0.1)
+    (tmp_path / listing.RECIPE).touch()
+    end = ending.Ending(tmp_path, {}, print)
+    assert listing.look(tmp_path, tmp_path.parent).state == "running"
+    life = Life(2, time.time())
+    end.lives.append(life)
+    life.events += [begin(), step(1), {"kind": "failure", "time": 1002.0, "reason": "gone", "ranks": [1]}]
+    wait_until(lambda: len(report(tmp_path)["events"]) == 2)
+    first = report(tmp_path)
+    assert [event["kind"] for event in first["events"]] == ["start", "failure"]
+    wait_until(lambda: report(tmp_path)["seconds"] > first["seconds"])
+    assert report(tmp_path)["verdict"]["kind"] == "running"
+
+    end.failed(TrainingFailed("the workers could not go on"))
+    ended = (tmp_path / ending.REPORT).read_text()
+    assert report(tmp_path)["verdict"]["kind"] == "bug"
+    time.sleep(0.5)
+    assert (tmp_path / ending.REPORT).read_text() == ended, "nothing is written over a verdict"
+    assert listing.look(tmp_path, tmp_path.parent).state == "failed"

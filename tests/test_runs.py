@@ -1,0 +1,202 @@
+"""The runs of a run root: listed as they are; freed, but never what somebody needs."""
+
+import json
+import os
+import shutil
+import socket
+import time
+from pathlib import Path
+
+import filelock
+import pytest
+
+from launcher import cleaning, listing, runs, storage
+from launcher.errors import RunExists
+from tests.run_files import age, checkpoint, files, make
+
+PROCESS = {"host": socket.gethostname(), "pid": os.getpid()}
+
+
+def states(root: Path) -> dict[str, str]:
+    return {run.name: run.state for run in listing.all_in(root)}
+
+
+def test_every_state_is_told(tmp_path: Path) -> None:
+    make(tmp_path, "good", "done")
+    make(tmp_path, "bad", "worker lost")
+    make(tmp_path, "halted", "stopped by the user")
+    make(tmp_path, "gone", "running", host="elsewhere", pid=1)
+    make(tmp_path, "many-seeds/seed-0", "done")
+    # A process with that number is there, but it began after the run.
+    make(tmp_path, "number-given-again", "running", **PROCESS)
+    here = make(tmp_path, "here", "running", **PROCESS)
+    report = json.loads((here / "report.json").read_text())
+    storage.write_json(here / "report.json", report | {"begun": time.time()})
+    age(here)
+    make(tmp_path, "fresh", "running", host="elsewhere", pid=1)
+    os.utime(tmp_path / "fresh" / "report.json")
+    (tmp_path / "only-a-plan").mkdir()
+    assert states(tmp_path) == {
+        "good": "done",
+        "bad": "failed",
+        "halted": "stopped",
+        "gone": "driver lost",
+        "many-seeds/seed-0": "done",
+        "number-given-again": "driver lost",
+        "here": "running",
+        "fresh": "running",
+    }
+
+
+def test_the_list_and_its_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path, "good", "done", steps=7)
+    make(tmp_path, "bad", "worker lost")
+    assert runs.main(["--run-root", str(tmp_path), "--json"]) == 0
+    good, bad = json.loads(capsys.readouterr().out)
+    assert (good["name"], good["state"], good["metric"]) == ("good", "done", {"source f1": 0.75})
+    assert (bad["stage"], bad["step"], bad["num_steps"]) == ("source", 3, 100)
+    assert bad["metric"] == {"train loss": 1 / 3}
+    assert good["seconds"] == 300 and good["cost"] == 3.0, "all tries, at 36 an hour"
+    assert good["bytes"]["checkpoints"] == 2 * (1000 + 3) and good["bytes"]["exports"] == 500
+    assert runs.main(["--run-root", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[1].split()[:3] == ["RUN", "STATE", "AT"]
+    assert "failed (worker lost)  source 3/100" in shown[3] and "5:00  3.00" in shown[3]
+    assert runs.main(["--run-root", str(tmp_path / "none")]) == 2
+    assert "there is no such directory" in capsys.readouterr().err
+    with pytest.raises(RunExists, match="godo: no run directory, nor a run in .*did you mean .good"):
+        listing.find("godo", [tmp_path])
+
+
+def test_a_run_is_found_by_name_by_path_and_among_seeds(tmp_path: Path) -> None:
+    make(tmp_path / "root", "one", "done")
+    make(tmp_path / "root", "many-seeds/seed-0", "done")
+    make(tmp_path / "root", "many-seeds/seed-1", "worker lost")
+    elsewhere = make(tmp_path, "elsewhere", "done")
+    places = [tmp_path / "root"]
+    assert listing.find("one", places).name == "one"
+    assert listing.find("many-seeds", places).name == "many-seeds/seed-1"
+    assert listing.find(str(tmp_path / "root" / "many-seeds" / "seed-0"), places).name == "many-seeds/seed-0"
+    assert listing.find(str(elsewhere), places).path == elsewhere
+    before = files(tmp_path / "root")
+    assert runs.main(["clean", "--run-root", str(places[0]), "--yes", str(elsewhere)]) == 0
+    assert files(tmp_path / "root") == before and not list(elsewhere.glob("stages/*/checkpoints"))
+
+
+def test_clean_says_first_and_deletes_only_with_yes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path, "good", "done")
+    before = files(tmp_path)
+    assert runs.main(["clean", "--run-root", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "checkpoints of a finished run" in said and "nothing was deleted: --yes" in said
+    assert files(tmp_path) == before
+    assert runs.main(["clean", "--run-root", str(tmp_path), "--yes"]) == 0
+    assert "freed 2.0 KiB" in capsys.readouterr().out
+    gone = before - files(tmp_path)
+    assert len(gone) == 4 and all("/checkpoints/" in name for name in gone)
+    assert runs.main(["clean", "--run-root", str(tmp_path), "--yes"]) == 0
+    assert "nothing to free" in capsys.readouterr().out
+
+
+def test_an_unfinished_runs_checkpoints_stay_and_its_leftovers_go(tmp_path: Path) -> None:
+    for kind in ("worker lost", "stopped by the user", "storage"):
+        run_dir = make(tmp_path, kind.replace(" ", "-"), kind)
+        half = run_dir / "stages" / "source" / "checkpoints" / "step-00000015"
+        storage.write_text(half / "rank-00000.safetensors", "h" * 10)
+        damaged = run_dir / "stages" / "source" / "checkpoints" / "step-00000012"
+        storage.write_text(damaged / "damaged.json", "{}")
+        storage.write_text(run_dir / "stages" / "source" / ".export.0a1b2c3d" / "model", "x")
+        storage.write_text(run_dir / ".report.json.0a1b2c3d", "x")
+        storage.write_text(run_dir / ".hidden-by-the-user", "x")
+        age(run_dir)
+    before = files(tmp_path)
+    assert runs.main(["clean", "--run-root", str(tmp_path), "--yes"]) == 0
+    gone = before - files(tmp_path)
+    assert {name.split("/", 1)[1] for name in gone} == {
+        "stages/source/checkpoints/step-00000015/rank-00000.safetensors",
+        "stages/source/.export.0a1b2c3d/model",
+        ".report.json.0a1b2c3d",
+    }
+    assert len(gone) == 9
+
+
+@pytest.mark.parametrize("host", [socket.gethostname(), "elsewhere"])
+def test_nothing_of_a_run_that_may_go_on_is_touched(
+    tmp_path: Path, host: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = make(tmp_path, "going", "running", host=host, pid=os.getpid())
+    report = json.loads((run_dir / "report.json").read_text())
+    storage.write_json(run_dir / "report.json", report | {"begun": time.time()})
+    storage.write_text(run_dir / "stages" / "source" / "checkpoints" / "step-00000015" / "rank", "h")
+    # Longer silent than a driver that lives should be, but not for long enough to be sure from here.
+    age(run_dir, 600)
+    before = files(tmp_path)
+    assert runs.main(["clean", "--run-root", str(tmp_path), "--yes", "going"]) == 0
+    assert files(tmp_path) == before
+    assert "kept: going: " in capsys.readouterr().out
+
+
+def test_a_run_that_goes_on_by_now_is_not_freed(tmp_path: Path) -> None:
+    run_dir = make(tmp_path, "good", "done")
+    items, _ = cleaning.plan(tmp_path, listing.all_in(tmp_path), named=(), older_than_s=0, keep_exports=False)
+    (run_dir / "summary.json").unlink()
+    make(tmp_path, "good", "running", **PROCESS)
+    os.utime(run_dir / "report.json")
+    assert not any(cleaning.free(item, tmp_path) for item in items)
+    assert len(list(run_dir.glob("stages/*/checkpoints/step-*/commit.json"))) == 2
+
+
+def test_old_directories(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path, "it.old-1", "done")
+    make(tmp_path, "it.old-2", "worker lost")
+    root = ["--run-root", str(tmp_path)]
+    assert runs.main(["clean", *root, "--yes", "--older-than", "11"]) == 0
+    assert set(os.listdir(tmp_path)) == {"it.old-1", "it.old-2"}
+    copy = shutil.copytree(tmp_path, tmp_path.parent / "copy")
+    age(copy)
+    assert runs.main(["clean", "--run-root", str(copy), "--yes", "--keep-exports"]) == 0
+    assert (copy / "it.old-1/stages/source/export/model.safetensors").exists()
+    assert not list(copy.glob("it.old-1/stages/*/checkpoints"))
+    assert runs.main(["clean", *root, "--yes"]) == 0
+    assert "it.old-2: an old run that is unfinished: name it to free it" in capsys.readouterr().out
+    assert os.listdir(tmp_path) == ["it.old-2"]
+    assert runs.main(["clean", *root, "--yes", "it.old-2"]) == 0
+    assert os.listdir(tmp_path) == []
+
+
+def store(root: Path, name: str) -> Path:
+    folder = root / ".store" / name
+    storage.write_text(folder / "meta.json", "{}")
+    storage.write_text(folder / ".lock", "")
+    age(folder)
+    return folder
+
+
+def test_stores_that_no_unfinished_run_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path, "good", "done", stores=["tokens-a", "tokens-b"])
+    unfinished = make(tmp_path, "bad", "worker lost", stores=["tokens-b", "model-b"])
+    for name in ("tokens-a", "tokens-b", "tokens-c", "model-a", "model-b", "other-thing"):
+        store(tmp_path, name)
+    (tmp_path / ".store" / "tokens-c" / ".used").touch()
+    root = ["--run-root", str(tmp_path), "--yes"]
+    # Somebody prepares data: whose run has no directory yet, so nobody knows what it needs.
+    with filelock.FileLock(tmp_path / ".store" / "tokens-c" / ".lock"):
+        assert runs.main(["clean", *root]) == 0
+    assert "a run prepares its data now: none is freed" in capsys.readouterr().out
+    assert len(os.listdir(tmp_path / ".store")) == 6
+    (unfinished / "stores.json").rename(unfinished / "aside")
+    age(tmp_path / ".store" / "tokens-a")
+    assert runs.main(["clean", *root]) == 0
+    assert "bad is unfinished and does not say which it needs" in capsys.readouterr().out
+    (unfinished / "aside").rename(unfinished / "stores.json")
+    assert runs.main(["clean", *root]) == 0
+    assert set(os.listdir(tmp_path / ".store")) == {"tokens-b", "model-b", "tokens-c", "other-thing"}
+
+
+def test_what_is_linked_from_another_run_frees_nothing(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=os.link)
+    assert cleaning.num_bytes([tmp_path / "a"]) == 0
+    assert cleaning.num_bytes([tmp_path / "a", tmp_path / "b"]) == 1003
