@@ -27,20 +27,12 @@ types: env
 env: $(STAMP)
 
 # torch comes first and alone: with its version exact, pip takes the build that suits the machine.
-# DeepSpeed compiles its CPU communication op on first use; done here, no run waits for it.
 $(STAMP): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt $(TORCH)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
-	@echo "compiling DeepSpeed's CPU communication op (once, about a minute)"
-	@PATH="$(abspath $(BIN)):$$PATH" DS_ACCELERATOR=cpu $(BIN)/python -c \
-		'from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as B; B().load(verbose=False)' \
-		> $(VENV)/compile.log 2>&1 \
-		|| { tail -n 3 $(VENV)/compile.log; \
-		     echo "It could not be compiled (is g++ installed? all of it: $(VENV)/compile.log)." \
-		          "Training on CPUs tries again on first use; GPUs do not need it."; }
 	@touch $@
 
 # The tests offload too; left to them, both ranks of one and the nodes of another would wait for a compiler.

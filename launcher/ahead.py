@@ -2,13 +2,14 @@
 
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from launcher import outlook, preflight, probes, storage
+from launcher import environments, outlook, preflight, probes, storage
 from launcher import recipe as recipes
 from launcher.errors import ClusterError, LauncherError
 from launcher.outlook import Outlook
@@ -85,17 +86,18 @@ def told(asked: Asked, found: Outlook, world: World, run_dir: Path) -> int:
     return 0 if found.fits else 2
 
 
-def look_on_cluster(asked: Asked, world: World) -> Outlook:
-    """Forecast a run on the cluster that Ray is connected to, in a process of its own.
+def look_on_cluster(asked: Asked, world: World) -> Callable[[], Outlook]:
+    """Begin to forecast a run on the cluster that Ray is connected to, in a process of its own.
 
-    Raises:
-        LauncherError: the run cannot be planned.
+    Returns:
+        What waits for the forecast, and raises LauncherError where the run cannot be planned.
     """
     # With the fewest workers it has to fit too.
     fewest = asked.num_workers or world.num_workers
     cluster = limited(clusters.of_live(preflight.live()), fewest)
-    remote = ray.remote(num_cpus=1)(outlook.look)
-    return _raised(ray.get(remote.remote(*asked.arguments(cluster))))
+    remote = ray.remote(num_cpus=1, runtime_env={"env_vars": environments.of_tasks()})(outlook.look)
+    looking = remote.remote(*asked.arguments(cluster))
+    return lambda: _raised(ray.get(looking))
 
 
 def fly(asked: Asked, found: Outlook, world: World, run_dir: Path) -> list[str]:

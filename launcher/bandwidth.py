@@ -1,17 +1,21 @@
 """The collectives' speed on the live cluster, in the places where the workers will be."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from launcher import placement
-from launcher.links import Link, Meeting, Rates
 from launcher.plan.plan import World
+
+if TYPE_CHECKING:
+    from launcher.links import Rates
 
 
 @contextmanager
@@ -20,6 +24,8 @@ def linked(world: World, places: PlacementGroup | None) -> Iterator[list[Any]]:
     if places is None:
         yield []
         return
+    from launcher.links import Link  # torch: only where a pre-flight is made
+
     kind = "num_gpus" if world.device == "cuda" else "num_cpus"
     links: list[Any] = [
         ray.remote(Link)
@@ -58,6 +64,8 @@ def measure(links: list[Any], places: PlacementGroup, world: World, until_s: flo
     Returns:
         `links.Rates`, of each group the slowest rank's; or `{"error": one line}`.
     """
+    from launcher.links import Meeting
+
     if len(links) < 2:
         return {}
     node_of = list(placement.nodes_of(places).values())

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from launcher import lean, storage, survey, tasks
 from launcher import recipe as recipes
-from launcher import storage, survey, tasks
 from launcher.data import source, store
 from launcher.data.order import blocks_at
 from launcher.errors import LauncherError
@@ -43,7 +43,8 @@ def describe(
         chunk_bytes: input of one task, about. Default: by the size of the data.
     """
     try:
-        from launcher.train import model as models  # transformers: not in the driver's process
+        with lean.imports():
+            from launcher.train import model as models  # transformers: not in the driver's process
 
         recipe = recipes.parse(recipe_tree)
         tokenizer = models.load_tokenizer(recipe.model)

@@ -9,14 +9,14 @@ from typing import Any
 
 import ray
 
-from launcher import autoscaler, capacity, failures, probes, spare, storage, tasks
+from launcher import autoscaler, capacity, environments, failures, probes, spare, storage, tasks
 from launcher import recipe as recipes
 from launcher.capacity import Workers
 from launcher.errors import ExportFailed
 from launcher.facts import Prepared
-from launcher.forgetting import AFTER
+from launcher.files import AFTER, DONE, HALVINGS
 from launcher.generation import Generation, Reason
-from launcher.group import Group, env_vars
+from launcher.group import Group
 from launcher.outlook import Outlook
 from launcher.plan.plan import ModelFacts, World
 from launcher.recipe import Recipe
@@ -24,8 +24,6 @@ from launcher.report import memory
 from launcher.report import summary as report
 from launcher.report.history import Life
 from launcher.report.view import View
-from launcher.stage import DONE
-from launcher.worker import HALVINGS
 
 Meddle = Callable[[Generation], None]
 WAIT_S = 1800.0
@@ -50,19 +48,6 @@ class Job:
     outlook: Outlook
     workers: Workers | None = None
     wait_s: float = WAIT_S
-
-
-def warm_up(world: World) -> None:
-    """Let the workers' processes start, where it is clear on which nodes they will be.
-
-    Args:
-        world: the workers.
-    """
-    nodes = capacity.look(world.kind)
-    if len(nodes.workers) == 1 or nodes.num_workers == world.num_workers:
-        for node, num_workers in nodes.workers.items():
-            if num_starting := min(num_workers, world.num_workers):
-                spare.order_on(node, num_starting, env_vars(on_gpu=world.device == "cuda"))
 
 
 def run(
@@ -192,7 +177,8 @@ class _Watch:
             if node not in generation.nodes | self.welcomed and (num_starting := min(num_workers, room)) > 0:
                 self.welcomed.add(node)
                 room -= num_starting
-                spare.order_on(node, num_starting, env_vars(on_gpu=generation.group.on_gpu))
+                env_vars = environments.of_workers(on_gpu=generation.group.on_gpu)
+                spare.order(spare.Order(node, num_starting, env_vars))
 
     def _ask(self, generation: Generation, wish: Reason) -> None:
         self.asked = wish

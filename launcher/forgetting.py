@@ -2,10 +2,8 @@
 
 from launcher import storage
 from launcher.assembly import Context, reassemble
+from launcher.files import AFTER
 from launcher.plan.plan import StagePlan
-
-AFTER = "after.json"
-"""In a stage's directory: its metrics on the trunk that the last stage ended with."""
 
 
 def measure_again(context: Context, plan: StagePlan, last: StagePlan) -> None:

@@ -2,7 +2,6 @@
 
 import logging
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,8 @@ import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from launcher import errors, failures, pulse, rescue
+from launcher import errors, failures, rescue
+from launcher.bulletin import Bulletin
 from launcher.errors import TrainingFailed
 from launcher.group import NOT_STARTED, Group, trainer
 from launcher.report.record import Event
@@ -21,35 +21,6 @@ from launcher.report.view import View
 POLL_S = 0.2
 Reason = Literal["done", "stop", "preempted", "grow", "lost"]
 """Why a generation ended: all is trained; the driver wished it; a process or node was lost."""
-
-
-@ray.remote(num_cpus=0)
-class Bulletin(pulse.Board):
-    """Where workers post events and heartbeats, which the driver reads, and the driver wishes, which rank 0 reads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.events: list[Event] = []
-        self.num_dropped = 0
-        self.wish = ""
-
-    def post(self, event: Event) -> None:
-        """Add an event, with the time where it has none."""
-        self.events.append({"time": round(time.time(), 3), **event})
-
-    def read(self, start: int) -> list[Event]:
-        """Return the events from number `start` on; those before it have been read, and are dropped."""
-        del self.events[: start - self.num_dropped]
-        self.num_dropped = start
-        return self.events
-
-    def ask(self, wish: str) -> None:
-        """Wish that the workers save and leave at the next step; empty takes it back."""
-        self.wish = wish
-
-    def asked(self) -> str:
-        """Return what is wished for."""
-        return self.wish
 
 
 class Watch(Protocol):

@@ -1,24 +1,19 @@
 """A group of workers as Ray Train is to start it."""
 
-import os
-import sys
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Ray reads these when it is imported; what the user has set stays.
-os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-# The driver looks at draining nodes itself, and lets the workers leave: Ray would wait for the node's end.
-os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-
 import ray
 import ray.exceptions
+
+from launcher import environments  # isort: skip
+
+# After `environments`, which sets what it reads.
 import ray.train
-import ray.train.torch
-from ray.train.v2._internal import constants
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
@@ -26,9 +21,11 @@ from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckTimeoutError,
 )
 from ray.train.v2.api.callback import UserCallback
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from launcher import bad_batches, failures, hangs, spare, storage, worker
-from launcher.worker import HALVINGS
+from launcher import bad_batches, failures, hangs, storage
+from launcher.collectives import Collectives
+from launcher.files import HALVINGS
 
 LOST = (
     ray.exceptions.RayActorError,
@@ -109,23 +106,12 @@ class Group:
     hang_minutes: float | None = None
 
 
-def env_vars(*, on_gpu: bool) -> dict[str, str]:
-    """Return what the workers' environment has beside the job's, all of it: a spare's has to be the same."""
-    # Workers need the compiler's helpers of this environment on their path, activated or not.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    found = {"PATH": path, "TOKENIZERS_PARALLELISM": "true"} | spare.environment()
-    # As Ray Train adds them for its controller, whose environment the workers inherit.
-    warns = constants.RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR
-    found |= {warns: constants.DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE}
-    found |= constants.get_env_vars_to_propagate()
-    return found if on_gpu else found | {"DS_ACCELERATOR": "cpu"}
-
-
 def trainer(group: Group, bulletin: str) -> Any:
-    return ray.train.torch.TorchTrainer(
-        worker.train,
+    """Return what starts the workers."""
+    return _Trainer(
+        _train,
         train_loop_config=group.job | {"bulletin": bulletin},
-        torch_config=ray.train.torch.TorchConfig(
+        backend_config=Collectives(
             backend="nccl" if group.on_gpu else "gloo",
             timeout_s=hangs.collective_timeout_s(group.hang_minutes),
         ),
@@ -140,6 +126,24 @@ def trainer(group: Group, bulletin: str) -> Any:
                 controller_failure_limit=0,
             ),
             callbacks=[OnFailure(group.policy, bulletin, group.run_dir, group.is_elastic)],
-            worker_runtime_env={"env_vars": env_vars(on_gpu=group.on_gpu)},
+            worker_runtime_env={"env_vars": environments.of_workers(on_gpu=group.on_gpu)},
         ),
     )
+
+
+class _Trainer(DataParallelTrainer):
+    """Ray Train's, without two actors of its own, of 150 MB and more than a second of a core each."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [each for each in super()._create_default_callbacks() if not isinstance(each, _UNNEEDED)]
+
+
+# We give no Ray datasets to hand out; and the workers' places go with the driver, which ends where the controller does.
+_UNNEEDED = (DatasetsCallback, PlacementGroupCleanerCallback)
+
+
+def _train(job: dict[str, Any]) -> None:
+    """Train, on a worker: here, so that neither driver nor controller import what workers do."""
+    from launcher import worker
+
+    worker.train(job)

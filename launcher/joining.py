@@ -1,5 +1,6 @@
 """Joining the cluster that is meant, or starting one on this machine."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -10,17 +11,18 @@ from typing import Any
 
 import ray
 
-from launcher import capacity, processes
+from launcher import capacity, environments, processes, spare
 from launcher.capacity import Workers
-from launcher.errors import ClusterError, refused_token
+from launcher.errors import ClusterError, LauncherError, refused_token
 from launcher.plan.plan import World
+from launcher.spare import Order
 
 
 @contextmanager
 def cluster(
     address: str | None, workers: Workers | None, device: str, wait_s: float, say: Callable[[str], None]
 ) -> Iterator[World]:
-    """Join the cluster that is meant, or start one on this machine; yield the workers to use.
+    """Join the cluster that is meant, or start one on this machine, unless that is done; yield the workers to use.
 
     Args:
         address: of a cluster; None: of the environment, else one is started.
@@ -32,7 +34,8 @@ def cluster(
     Raises:
         ClusterError: the cluster cannot be reached, or never can hold the workers, or does not in time.
     """
-    _connect(address, workers[1] if workers else None)
+    if not ray.is_initialized():
+        _connect(address, workers[1] if workers else None)
     try:
         yield capacity.world(workers, device, wait_s, say)
     except KeyboardInterrupt:
@@ -42,6 +45,37 @@ def cluster(
         ray.shutdown()
         raise
     ray.shutdown()
+
+
+def begin(address: str | None, workers: Workers | None, device: str) -> None:
+    """Join a cluster that is there, and have processes started where there is room, before anything else is looked at.
+
+    Args:
+        address, workers, device: as for `cluster`, which is to follow, and which tells what is wrong.
+
+    Raises:
+        ClusterError: the cluster cannot be reached.
+    """
+    _connect(address, None)
+    with contextlib.suppress(LauncherError):
+        warm_up(capacity.world(workers, device, 0, lambda _: None))
+
+
+def warm_up(world: World) -> None:
+    """Let the processes of a run start, where it is clear on which nodes they will be.
+
+    Args:
+        world: the workers.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    orders = [Order(here, 1, environments.of_tasks())]
+    nodes = capacity.look(world.kind)
+    if len(nodes.workers) == 1 or nodes.num_workers == world.num_workers:
+        env_vars = environments.of_workers(on_gpu=world.device == "cuda")
+        numbers = {node: min(num_workers, world.num_workers) for node, num_workers in nodes.workers.items()}
+        orders += [Order(node, num, env_vars) for node, num in numbers.items() if num]
+    # Ray Train's controller and its actor for what workers tell each other; a look at the machine, and the bulletin.
+    spare.order(*orders, Order(here, 2, environments.of_controller()), Order(here, 2, {}))
 
 
 def _connect(address: str | None, num_workers: int | None) -> None:
@@ -55,13 +89,17 @@ def _connect(address: str | None, num_workers: int | None) -> None:
         wanted = max(cpus, num_workers or 0)
         environment = {"PYTHONPATH": os.pathsep.join([str(root.parent), os.environ.get("PYTHONPATH", "")])}
         options |= {"address": "local", "num_cpus": wanted, "runtime_env": {"env_vars": environment}}
+        # Its raylet would start processes of an environment that no task of ours has.
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         # Nobody looks at one that goes with the run, and it takes a part of a core.
         options["include_dashboard"] = False
+        options["runtime_env"] |= spare.hook()
     else:
         options["address"] = address or "auto"
+        options["runtime_env"] = spare.hook()
         if root.parent != Path.cwd() or not in_job:
             # The package travels with the run, so that driver and workers hold the same code.
-            options["runtime_env"] = {"py_modules": [str(root)]}
+            options["runtime_env"] |= {"py_modules": [str(root)]}
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)

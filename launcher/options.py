@@ -4,6 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
+from launcher import processes
+
 ROOT = Path(__file__).resolve().parent
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
 
@@ -81,3 +83,13 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a number of at least 1")
     return int(text)
+
+
+def joins_a_cluster(options: argparse.Namespace) -> bool:
+    """Return whether a cluster that is there is meant."""
+    return bool(options.address or os.environ.get("RAY_ADDRESS") or processes.is_of_a_job())
+
+
+def is_trained(options: argparse.Namespace) -> bool:
+    """Return whether the command trains, if all is well."""
+    return not (options.plan or options.preflight)

@@ -1,18 +1,23 @@
 """Before a run: what it needs on its cluster, whether it fits, and which ds config to take for `auto`."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from launcher import lean
 from launcher import recipe as recipes
 from launcher.errors import DoesNotFit, LauncherError, ModelError
-from launcher.forecasts import Forecaster
 from launcher.plan import choose, zero
 from launcher.plan.cluster import Cluster
 from launcher.plan.forecast import Forecast
 from launcher.plan.plan import ModelFacts, StageFacts
 from launcher.recipe import Recipe
 from launcher.report import forecast as report
+
+if TYPE_CHECKING:
+    from launcher.forecasts import Forecaster
 
 # The simplest first; those to a disk only where a user names one.
 SHIPPED = ("zero1", "zero2", "zero3", "zero3_multinode", "zero2_offload", "zero3_offload")
@@ -99,6 +104,15 @@ def shipped(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     return [(str(path), zero.load(str(path))) for path in paths if path.exists()]
 
 
+# What a trace comes to need, but for the model's own code.
+_OF_A_TRACE = (
+    "launcher.assembly",
+    "launcher.train.recompute",
+    "launcher.train.trace",
+    "transformers.modeling_layers",
+)
+
+
 def look(
     recipe_tree: dict[str, Any],
     ds_name: str,
@@ -119,6 +133,11 @@ def look(
         facts: of each stage's data.
         cluster: the machines.
     """
+    with lean.imports():
+        # Not in the driver's process, which knows outlooks too.
+        from launcher.forecasts import Forecaster
+
+        lean.load(_OF_A_TRACE)
     recipe, ask = recipes.parse(recipe_tree), Forecaster(model_facts, facts)
     configs = [each for each in configs if cluster.num_nodes > 1 or "multinode" not in each[0]]
     if recipe.model.compile:

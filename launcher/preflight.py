@@ -65,7 +65,7 @@ def check(wanted: Wanted, limit_s: float = LIMIT_S) -> list[Finding]:
     nodes = _nodes()
     with _folder(wanted.run_root) as folder, placement.asked(wanted.world) as places:
         looks = _look(wanted, nodes, folder, (_PLACES + _LOOK) * limit_s - 2)
-        builders = ops.needed(wanted.ds_config, wanted.world.device)
+        builders = ops.needed(wanted.ds_config)
         builds = _build(wanted, nodes, builders, limit_s)
         is_placed = places.wait(_PLACES * limit_s)
         placed_s = time.monotonic() - start_s

@@ -13,10 +13,11 @@ if str(ROOT.parent) not in sys.path:
     # Run as a script, Python puts this folder on the path, not the one above it.
     sys.path[0] = str(ROOT.parent)
 
-from launcher import directories, processes, storage  # noqa: E402
+from launcher import directories, lean, processes, storage  # noqa: E402
 from launcher.directories import AUTO  # noqa: E402
 from launcher.errors import LauncherError  # noqa: E402
-from launcher.options import parser  # noqa: E402
+from launcher.files import HALVINGS  # noqa: E402
+from launcher.options import is_trained, joins_a_cluster, parser  # noqa: E402
 
 NOT_THE_SAME = 10
 CHOSEN = "auto.json"
@@ -56,9 +57,9 @@ def _tell_error(error: BaseException) -> int:
 
 
 def _main(options: argparse.Namespace) -> int:
-    from launcher import recipe as recipes
-    from launcher import recipe_file
-
+    with lean.imports():
+        from launcher import recipe as recipes
+        from launcher import recipe_file
     if options.schema:
         print(recipes.schema())
         return 0
@@ -84,15 +85,18 @@ def _launch(options: argparse.Namespace, recipe: Any) -> int:
         if options.seeds is None and ds_config is not None:
             directories.check(run_dir, recipe, ds_config, fresh=options.fresh)
 
-    from launcher import survey
+    finished = None if options.plan or options.seeds is not None else _finished(options, run_dir)
+    if is_trained(options) and recipe.spares and joins_a_cluster(options) and not finished:
+        from launcher import joining
+
+        joining.begin(options.address, options.workers, options.device)
+    with lean.imports():
+        from launcher import ahead, survey
 
     facts = survey.stage_facts(recipe)
-    if not options.plan and options.seeds is None and (finished := _finished(options, run_dir)):
+    if finished:
         print(f"this run is finished already; --fresh trains anew\n{_end(finished, run_dir)}")
         return 0
-
-    from launcher import ahead
-
     asked = ahead.Asked(
         recipe=recipe,
         ds_name=ds_name,
@@ -101,17 +105,18 @@ def _launch(options: argparse.Namespace, recipe: Any) -> int:
         facts=facts,
         num_workers=options.workers[0] if options.workers else None,
     )
-    if options.plan and (options.cluster or not _joins_a_cluster(options)):
+    if options.plan and (options.cluster or not joins_a_cluster(options)):
         return ahead.plan(asked, options.cluster, run_dir)
     return _on_cluster(options, asked, run_dir)
 
 
 def _on_cluster(options: argparse.Namespace, asked: Any, run_dir: Path) -> int:
     """Join or start a cluster; look ahead on it; train."""
-    from launcher import ahead, driver, joining
-    from launcher.report import startup
-    from launcher.report import summary as report
-    from launcher.report.view import View
+    with lean.imports():
+        from launcher import ahead, joining
+        from launcher.report import startup
+        from launcher.report import summary as report
+        from launcher.report.view import View
 
     view, marks = View(), startup.Marks(processes.begun_s())
     marks.note("reading recipe, data and model")
@@ -120,9 +125,12 @@ def _on_cluster(options: argparse.Namespace, asked: Any, run_dir: Path) -> int:
     joined = joining.cluster(options.address, options.workers, options.device, wait_s, view.say)
     with view, joined as world:
         marks.note("joining the cluster")
-        if asked.recipe.spares and not (options.plan or options.preflight):
-            driver.warm_up(world)
-        found = ahead.look_on_cluster(asked, world)
+        if is_trained(options) and asked.recipe.spares and not joins_a_cluster(options):
+            joining.warm_up(world)
+        looking = ahead.look_on_cluster(asked, world)
+        with lean.imports():
+            from launcher import driver  # Ray Train: while the other processes are at work
+        found = looking()
         marks.note("looking ahead")
         if options.plan:
             return ahead.told(asked, found, world, run_dir)
@@ -166,10 +174,6 @@ def _as_chosen(
     if chosen is None:
         return asked
     return recipes.parse(chosen["recipe"]), chosen["ds_name"], chosen["ds_config"]
-
-
-def _joins_a_cluster(options: argparse.Namespace) -> bool:
-    return bool(options.address or os.environ.get("RAY_ADDRESS") or processes.is_of_a_job())
 
 
 def _train_seeds(job: Any, world: Any, view: Any, options: argparse.Namespace) -> dict[str, Any]:
@@ -230,7 +234,7 @@ def _train(
     with stores.prepared(recipe, ds_config, job.model_facts, store, world, view) as prepared:
         if marks is not None:
             marks.note("preparing the data")
-        halvings = None if fresh else storage.read_json(run_dir / driver.HALVINGS)
+        halvings = None if fresh else storage.read_json(run_dir / HALVINGS)
         plan = planning.make_plan(
             recipe, ds_config, job.ds_name, job.model_facts, prepared.facts, world, halvings
         )

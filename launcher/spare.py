@@ -1,22 +1,22 @@
-"""A process ready beside every worker: it has imported everything, so that a restart of the workers does not wait.
+"""Processes that are ready before they are wanted: they have imported everything, so that no start waits for that.
+
+One beside every worker, so that a restart does not wait; and those of a start, all ordered as soon as it is known where.
 
 Ray keeps idle processes, and makes an actor in one whose runtime environment is the same. Left alone it has none for
 training's environment; each worker asks its raylet for one, by the call that Ray's own core has for this.
 """
 
-import contextlib
-import importlib
 import json
 import logging
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
-import psutil
 import ray
-from ray._private.grpc_utils import init_grpc_channel
-from ray.core.generated import node_manager_pb2, node_manager_pb2_grpc
+
+from launcher import lean
 
 AFTER_S = 30.0
 """How long training goes on before a spare is made: the first steps have the processors to themselves."""
@@ -27,7 +27,14 @@ ROOM = 0.1
 """The part of the host's memory that spares leave free."""
 HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 """By this Ray knows what a process runs before its first task (ray._private.ray_constants)."""
-MODULES = (
+KIND = "LAUNCHER_PROCESS"
+"""In a process's environment, what it is for: `worker`, or `task`, one that looks ahead or prepares data."""
+_OF_TRAIN = "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"
+"""Ray Train has it in its controller's environment, and with that in that of its other actors."""
+CONTROLLER = ("launcher.group",)
+TASK = ("launcher.describe", "launcher.prepare", "launcher.train.model")
+WORKER = (
+    "launcher.group",
     "launcher.worker",
     "launcher.stage",
     "launcher.forgetting",
@@ -43,19 +50,19 @@ MODULES = (
 )
 
 
-def environment() -> dict[str, str]:
-    """Return what makes a worker's process import everything before it is given work; nothing where users do so."""
-    return {} if HOOK in os.environ else {HOOK: "launcher.spare.imports"}
+def hook() -> dict[str, str]:
+    """Return the part of a job's runtime environment that has its processes `imports`; nothing where users have a hook."""
+    return {} if HOOK in os.environ else {"worker_process_setup_hook": "launcher.spare.imports"}
 
 
 def imports() -> None:
-    """Import what a worker needs, as Ray calls it in each process that starts."""
-    # A look for GPUs through the driver would settle which there are, before Ray has said which are this worker's.
-    with _set("PYTORCH_NVML_BASED_CUDA_CHECK", "1"):
-        for module in MODULES:
-            # What cannot be imported fails again in the worker, where it is told well.
-            with contextlib.suppress(Exception):
-                importlib.import_module(module)
+    """Import what this process will need, as Ray calls it in each one that starts: before it is given work."""
+    modules = {"worker": WORKER, "task": TASK}.get(os.environ.get(KIND, ""))
+    if modules is None and _OF_TRAIN in os.environ:
+        modules = CONTROLLER
+    if modules is not None:
+        with lean.imports():
+            lean.load(modules)
 
 
 @contextmanager
@@ -75,6 +82,8 @@ def ordered(num_beside: int) -> Iterator[None]:
 
 
 def _order(num_beside: int) -> None:
+    import psutil
+
     memory = psutil.virtual_memory()
     if memory.available - num_beside * SIZE < ROOM * memory.total:
         logging.getLogger(__name__).info("no spare: the host has only %d bytes left", memory.available)
@@ -83,22 +92,37 @@ def _order(num_beside: int) -> None:
     _ask_raylet(here.get_node_id(), 1, here.get_runtime_env_string())
 
 
-def order_on(node: str, num_workers: int, env_vars: dict[str, str]) -> None:
-    """Have spares made on a node that has just come, without waiting for them.
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Processes to make ready.
 
-    Args:
+    Attributes:
         node: its id.
-        num_workers: that will start there.
-        env_vars: of the workers, beside the job's.
+        num: how many.
+        env_vars: of the actors that they are for, beside the job's.
     """
-    # As Ray's core puts a task's environment on its job's (OverrideTaskOrActorRuntimeEnvInfo).
-    merged = json.loads(ray.get_runtime_context().get_runtime_env_string())
-    merged["env_vars"] = merged.get("env_vars", {}) | env_vars
-    text = json.dumps(merged, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    threading.Thread(target=_ask_raylet, args=(node, num_workers, text), daemon=True).start()
+
+    node: str
+    num: int
+    env_vars: dict[str, str]
+
+
+def order(*orders: Order) -> None:
+    """Have processes made ready, in this order, without waiting for them."""
+    plain = ray.get_runtime_context().get_runtime_env_string()
+    job, asked = json.loads(plain), []
+    for each in orders:
+        # As Ray's core puts a task's environment on its job's (OverrideTaskOrActorRuntimeEnvInfo), where it has one.
+        merged = job | {"env_vars": job.get("env_vars", {}) | each.env_vars}
+        text = json.dumps(merged, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        asked.append((each.node, each.num, text if each.env_vars else plain))
+    threading.Thread(target=lambda: [_ask_raylet(*each) for each in asked], daemon=True).start()
 
 
 def _ask_raylet(node_id: str, num_workers: int, runtime_env: str) -> None:
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated import node_manager_pb2, node_manager_pb2_grpc
+
     try:
         node = next(node for node in ray.nodes() if node["NodeID"] == node_id)
         request = node_manager_pb2.PrestartWorkersRequest(
@@ -111,16 +135,3 @@ def _ask_raylet(node_id: str, num_workers: int, runtime_env: str) -> None:
             node_manager_pb2_grpc.NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=30)
     except Exception as error:  # A restart is slower without it, and nothing else.
         logging.getLogger(__name__).warning("no spare process: %s", error)
-
-
-@contextmanager
-def _set(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

@@ -11,12 +11,11 @@ import torch.distributed as dist
 from launcher import bad_batches, examples, storage, telling
 from launcher.assembly import Assembly, Context, assemble, write_export
 from launcher.data import feed
+from launcher.files import DONE
 from launcher.judge import Verdict, judge
 from launcher.part import in_lock_step
 from launcher.plan.plan import StagePlan
 from launcher.train.step import Wishes
-
-DONE = "done.json"
 
 
 class Leave(Exception):

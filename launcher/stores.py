@@ -12,8 +12,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from launcher import environments, storage
 from launcher import recipe as recipes
-from launcher import storage
 from launcher.describe import Described, describe
 from launcher.errors import ClusterError, LauncherError, RunExists
 from launcher.facts import Prepared, facts, needed_first
@@ -58,9 +58,8 @@ def prepared(
     """
     _check_shared(folder)
     # The process that does this goes on to make chunks: what it has imported is not imported again.
-    described = ray.get(
-        ray.remote(num_cpus=1)(describe).remote(recipes.dump(recipe), model_facts, str(folder), chunk_bytes)
-    )
+    remote = ray.remote(num_cpus=1, runtime_env={"env_vars": environments.of_tasks()})(describe)
+    described = ray.get(remote.remote(recipes.dump(recipe), model_facts, str(folder), chunk_bytes))
     if isinstance(described, LauncherError):
         raise described
     executor = OnRay()
@@ -139,7 +138,8 @@ class OnRay:
     def submit(self, function: Callable[..., Any], *args: Any) -> Any:
         """See `preparation.Executor`."""
         if function not in self._remote:
-            options = {"num_cpus": self._num_cpus, "scheduling_strategy": "SPREAD"}
+            options: dict[str, Any] = {"num_cpus": self._num_cpus, "scheduling_strategy": "SPREAD"}
+            options["runtime_env"] = {"env_vars": environments.of_tasks()}
             self._remote[function] = ray.remote(**options)(function)
         self._refs.append(self._remote[function].remote(*args))
         return self._refs[-1]

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 import ray.exceptions
 import ray.train
+import ray.train.torch
 import torch
 import torch.distributed as dist
 
@@ -21,17 +22,16 @@ from launcher import heart, oom_kills, probes, spare, storage
 from launcher import recipe as recipes
 from launcher.assembly import Context
 from launcher.errors import LauncherError, OutOfMemory
+from launcher.files import DONE, HALVINGS
 from launcher.forgetting import measure_again
 from launcher.plan import offload
 from launcher.plan.plan import StagePlan, World, make_plan
 from launcher.pulse import Pulse
 from launcher.report import memory as report
 from launcher.report.record import Event, Recorder
-from launcher.stage import DONE, Leave, StageRun, leave_if_asked
+from launcher.stage import Leave, StageRun, leave_if_asked
 
 POST_EVERY_S, LOOK_EVERY_S = 0.1, 0.3
-HALVINGS = "halvings.json"
-"""In the run directory: by stage, how often its micro-batch was halved for want of memory."""
 
 
 def train(job: dict[str, Any]) -> None:

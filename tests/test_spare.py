@@ -16,7 +16,7 @@ def idle(run_pid: int) -> set[int]:
     found = set()
     for each in psutil.Process(run_pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if each.cmdline()[:1] == ["ray::IDLE"] and spare.HOOK in each.environ():
+            if each.cmdline()[:1] == ["ray::IDLE"] and each.environ().get(spare.KIND) == "worker":
                 found.add(each.pid)
     return found
 
@@ -52,11 +52,12 @@ def test_workers_start_in_processes_that_were_ready(chat_setup: dict[str, Any], 
 
 
 def test_what_cannot_be_imported_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spare, "MODULES", ("json", "no_such_module_at_all"))
+    monkeypatch.setattr(spare, "WORKER", ("json", "no_such_module_at_all"))
+    monkeypatch.setenv(spare.KIND, "worker")
     spare.imports()
 
 
 def test_a_users_own_hook_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert spare.environment() == {spare.HOOK: "launcher.spare.imports"}
+    assert spare.hook() == {"worker_process_setup_hook": "launcher.spare.imports"}
     monkeypatch.setenv(spare.HOOK, "mine.setup")
-    assert spare.environment() == {}
+    assert spare.hook() == {}

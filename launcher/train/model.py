@@ -11,6 +11,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer
 
+from launcher import lean
 from launcher.errors import ModelError
 from launcher.recipe import Model
 from launcher.train import heads, trainable
@@ -65,7 +66,7 @@ def grow(model: Model, auto_model: str, directory: Path, vocabulary: int) -> Non
     )
     if loaded.get_input_embeddings().num_embeddings < vocabulary:
         loaded.resize_token_embeddings(vocabulary)
-    loaded.save_pretrained(directory)
+    _save(loaded, directory)
 
 
 def initialise(model: Model, auto_model: str, directory: Path, vocabulary: int) -> None:
@@ -85,7 +86,13 @@ def initialise(model: Model, auto_model: str, directory: Path, vocabulary: int) 
         )
     torch.manual_seed(model.init_seed)
     built = getattr(transformers, auto_model).from_config(config)
-    built.save_pretrained(directory)
+    _save(built, directory)
+
+
+def _save(built: Any, directory: Path) -> None:
+    # Asked whether the model is wrapped, accelerate imports DeepSpeed where that is installed, to see: a second or two.
+    with lean.without("deepspeed"):
+        built.save_pretrained(directory)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +187,8 @@ def _partitioning(ds: dict[str, Any]) -> Iterator[None]:
     from deepspeed.utils import groups as ds_groups
     from transformers.integrations import HfDeepSpeedConfig
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    from launcher.train import light as _light  # noqa: F401  before DeepSpeed does what it leaves out
 
     # Before this, DeepSpeed takes the number of workers for 1, and finds the batch sizes inconsistent.
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False)

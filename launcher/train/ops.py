@@ -21,12 +21,11 @@ _REMEDIES = {
 _REMEDY = "a C++ compiler and ninja are needed on the path, for GPUs also nvcc of torch's CUDA version"
 
 
-def needed(ds_config: Mapping[str, Any], device: str) -> tuple[str, ...]:
+def needed(ds_config: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of DeepSpeed's op builders that a run will load.
 
     Args:
         ds_config: completed, as the plan has it.
-        device: "cuda" or "cpu".
     """
     zero = ds_config.get("zero_optimization") or {}
     places = {key: offload.place(ds_config, key) for key in offload.KEYS}
@@ -39,9 +38,6 @@ def needed(ds_config: Mapping[str, Any], device: str) -> tuple[str, ...]:
         names.append("QuantizerBuilder")
     if (ds_config.get("compile") or {}).get("deepcompile"):
         names.append("DeepCompileBuilder")
-    if device == "cpu":
-        # What DeepSpeed's communication loads when it begins.
-        names.append("ShareMemCommBuilder")
     return tuple(name for name in names if name)
 
 
@@ -106,20 +102,21 @@ def build(builder: str, wait_s: float) -> dict[str, Any]:
     return {"op": name, "seconds": time.monotonic() - started_s} | answer
 
 
-def forget_killed_builds(ds_config: Mapping[str, Any], device: str, old_s: float = KILLED_AFTER_S) -> None:
+def forget_killed_builds(ds_config: Mapping[str, Any], old_s: float = KILLED_AFTER_S) -> None:
     """Delete the locks of builds that were killed, before DeepSpeed waits for them for ever.
 
     A lock that a process here holds is left alone, and a young one too: another node may compile in the same folder.
 
     Args:
         ds_config: completed, as the plan has it.
-        device: "cuda" or "cpu".
         old_s: seconds after which no build goes on any more.
     """
+    if not (builders := needed(ds_config)):
+        return
     from deepspeed.accelerator import get_accelerator
     from torch.utils.cpp_extension import _get_build_directory
 
-    for builder in needed(ds_config, device):
+    for builder in builders:
         op = get_accelerator().create_op_builder(builder)
         if op is None:
             continue

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from launcher.errors import StorageError
+from launcher.train import light as _light  # noqa: F401  before DeepSpeed does what it leaves out
 from launcher.train.checkpoint import Checkpoints
 from launcher.train.model import gathered
 from launcher.train.writer import Writer

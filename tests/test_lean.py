@@ -1,0 +1,74 @@
+"""What a start does without: each is imported by something that need not, unless it is kept out."""
+
+import gc
+import importlib
+import json
+import subprocess
+import sys
+
+import pytest
+
+from launcher import lean
+from tests.conftest import ROOT
+
+DRIVER = ("ahead", "joining", "driver", "stores", "ending", "trial", "generation")
+
+
+def _alone(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_what_is_hidden_is_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lean, "UNNEEDED", ("colorsys", "json"))
+    sys.modules.pop("colorsys", None)
+    with lean.imports():
+        assert not gc.isenabled()
+        assert importlib.import_module("json") is json, "what is imported already is there"
+        assert importlib.util.find_spec("colorsys") is None
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module("colorsys")
+    assert gc.isenabled()
+    assert importlib.import_module("colorsys").rgb_to_hsv
+
+
+def test_the_driver_needs_no_torch() -> None:
+    imports = ", ".join(f"launcher.{name}" for name in DRIVER)
+    _alone(f"import sys; sys.modules['torch'] = None; import {imports}")
+
+
+def test_ordering_processes_needs_no_ray_train() -> None:
+    code = "import sys, launcher.joining, launcher.bulletin; print([m for m in ('ray.train', 'torch') if m in sys.modules])"
+    assert _alone(code).strip() == "[]"
+
+
+def test_environments_are_as_ray_train_makes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As `DataParallelTrainer._initialize_and_run_controller` has it.
+    from ray.train.v2._internal import constants
+
+    from launcher import environments, spare
+
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "77")
+    expected = constants.get_env_vars_to_propagate()
+    assert expected["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == "77"
+    expected.setdefault(
+        constants.RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR,
+        constants.DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE,
+    )
+    assert environments.of_controller() == expected
+    assert expected.keys() >= {spare._OF_TRAIN}
+    workers = environments.of_workers(on_gpu=True)
+    assert expected.items() <= workers.items() and workers[spare.KIND] == "worker"
+
+
+def test_ray_train_starts_no_actor_that_nobody_needs(tmp_path: object) -> None:
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    from launcher import group
+
+    plain, ours = (cls(print)._create_default_callbacks() for cls in (DataParallelTrainer, group._Trainer))
+    names = [[type(each).__name__ for each in callbacks] for callbacks in (plain, ours)]
+    assert set(names[0]) - set(names[1]) == {"DatasetsCallback", "PlacementGroupCleanerCallback"}
