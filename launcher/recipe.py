@@ -478,7 +478,11 @@ class Recipe(Section):
     @classmethod
     def _by_name(cls, value: Any) -> Any:
         each = [value] if isinstance(value, str | dict) else value
-        return [{"kind": one} if isinstance(one, str) else one for one in each] if isinstance(each, list) else each
+        return (
+            [{"kind": one} if isinstance(one, str) else one for one in each]
+            if isinstance(each, list)
+            else each
+        )
 
     @model_validator(mode="after")
     def _stage_names_differ(self) -> "Recipe":

@@ -141,9 +141,7 @@ def flat(tree: Any, path: str = "") -> dict[str, Any]:
     if isinstance(tree, dict):
         named = list(tree.items())
     elif isinstance(tree, list) and any(isinstance(item, dict) for item in tree):
-        named = [
-            (item.get("name", i) if isinstance(item, dict) else i, item) for i, item in enumerate(tree)
-        ]
+        named = [(item.get("name", i) if isinstance(item, dict) else i, item) for i, item in enumerate(tree)]
     else:
         return {path: tree}
     found: dict[str, Any] = {}

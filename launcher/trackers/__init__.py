@@ -56,13 +56,14 @@ def check(trackers: tuple[Any, ...]) -> None:
         RecipeError: a tracker's package is not installed, or it does not know where to write.
     """
     for asked in trackers:
-        _need(asked.kind, _PACKAGES[asked.kind], f"trackers: {asked.kind}")
+        need(asked.kind, _PACKAGES[asked.kind], f"trackers: {asked.kind}")
         check_one = getattr(import_module(f"launcher.trackers.to_{asked.kind}"), "check", None)
         if check_one is not None:
             check_one(asked)
 
 
-def _need(module: str, package: str, what: str) -> None:
+def need(module: str, package: str, what: str) -> None:
+    """Refuse where a package is not installed; `what` needs it."""
     if util.find_spec(module) is None:
         raise RecipeError(f"{what} is not installed here: pip install -c constraints.txt {package}")
 

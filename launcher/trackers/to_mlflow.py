@@ -1,11 +1,12 @@
 """A run in MLflow, on a server or in a database."""
 
 import os
+import time
 from typing import Any
 
 from launcher.errors import RecipeError
 from launcher.report.points import Point
-from launcher.trackers import About, Status, _need
+from launcher.trackers import About, Status, need
 
 _ENDS = {"done": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 _METRICS, _PARAMETERS, _LONGEST = 1000, 100, 6000
@@ -62,8 +63,6 @@ class MLflow:
 
     def end(self, status: Status, final: dict[str, float]) -> None:
         """Send the last numbers as metrics `final.…`, and the run's status."""
-        import time
-
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
@@ -113,7 +112,7 @@ def check(asked: Any) -> None:
     if not uri:
         raise RecipeError("trackers: mlflow has no uri: give it one, or export MLFLOW_TRACKING_URI")
     if uri.startswith(_DATABASES):
-        _need("sqlalchemy", "sqlalchemy alembic", "trackers: what mlflow needs for a database")
+        need("sqlalchemy", "sqlalchemy alembic", "trackers: what mlflow needs for a database")
 
 
 create = MLflow

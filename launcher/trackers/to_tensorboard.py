@@ -1,6 +1,7 @@
 """TensorBoard's event files, a folder for each stage, so that one chart shows the stages above each other."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,10 @@ class TensorBoard:
         self.about = about
         self.folder = Path(asked.folder) / about.name if asked.folder else about.run_dir / "tensorboard"
         self.writers: dict[str, Any] = {}
-        self.known = False
 
     def begin(self, known: str | None) -> str:
         """Begin new files beside those that are there; TensorBoard reads all of them as one."""
-        self.known = known is not None
-        if not self.known:
+        if known is None:
             self._text("", 0, "recipe and ds config", _table(self.about.parameters))
             self._text("", 0, "tags", _table(self.about.tags))
         return str(self.folder)
@@ -39,7 +38,7 @@ class TensorBoard:
             if values:
                 event = event_pb2.Event(wall_time=point.time_s, step=point.step)
                 event.summary.value.extend(values)
-                self._writer(point.stage, point.step).add_event(event)
+                self._writer(point.stage).add_event(event)
             if point.remark:
                 self._text(point.stage, point.step, "events", point.remark, point.time_s)
         for writer in self.writers.values():
@@ -52,21 +51,14 @@ class TensorBoard:
         for writer in self.writers.values():
             writer.close()
 
-    def _writer(self, stage: str, step: int) -> Any:
-        from tensorboard.compat.proto import event_pb2
+    def _writer(self, stage: str) -> Any:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         if stage not in self.writers:
             self.writers[stage] = EventFileWriter(str(self.folder / stage))
-            if self.known and step:
-                # What a process wrote that was killed before it had noted that: TensorBoard then leaves it out.
-                log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-                self.writers[stage].add_event(event_pb2.Event(step=step, session_log=log))
         return self.writers[stage]
 
     def _text(self, stage: str, step: int, tag: str, text: str, time_s: float | None = None) -> None:
-        import time
-
         from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
         from tensorboard.plugins.text import metadata
 
@@ -79,7 +71,7 @@ class TensorBoard:
         )
         event = event_pb2.Event(wall_time=time_s or time.time(), step=step)
         event.summary.value.append(value)
-        self._writer(stage, step).add_event(event)
+        self._writer(stage).add_event(event)
 
 
 def _tag(name: str) -> str:
