@@ -219,7 +219,7 @@ def _train(
     marks: Any = None,
 ) -> tuple[dict[str, Any], str]:
     """Prepare the data, plan, and train; return the summary, and the verdict in one line."""
-    from launcher import ahead, driver, ending, stores, tracking
+    from launcher import ahead, driver, ending, gauges, stores, tracking
     from launcher import origin as origins
     from launcher import recipe as recipes
     from launcher.plan import plan as planning
@@ -249,7 +249,7 @@ def _train(
             storage.write_json(run_dir / CHOSEN, chosen)
         storage.write_json(run_dir / stores.DATA, prepared.data_files)
         end = ending.Ending(run_dir, job.outlook.predicted(), view.say, marks)
-        with tracking.followed(run_dir, recipe.trackers, view.say):
+        with gauges.shown(run_dir), tracking.followed(run_dir, recipe.trackers, view.say):
             try:
                 summary = driver.run(job, world, view, prepared, end.lives, meddle)
             except BaseException as error:

@@ -75,3 +75,8 @@ def names(trackers: tuple[Any, ...]) -> list[str]:
         number = 1 + sum(name.partition("-")[0] == asked.kind for name in found)
         found.append(asked.kind if number == 1 else f"{asked.kind}-{number}")
     return found
+
+
+def run_name(run_dir: Path) -> str:
+    """Return what a run is called: of several that differ by chance, the number alone would say nothing."""
+    return f"{run_dir.parent.name}-{run_dir.name}" if run_dir.name.startswith("seed-") else run_dir.name

@@ -128,8 +128,6 @@ def about(run_dir: Path, asked: Any) -> About:
     tree = yaml.safe_load((run_dir / "recipe.yaml").read_text(encoding="utf-8"))
     ds_config = storage.read_json(run_dir / "ds.json") or {}
     of_run = {name: value for name, value in tree.items() if name != "trackers"}
-    # One of several that differ by chance has a number only.
-    name = f"{run_dir.parent.name}-{run_dir.name}" if run_dir.name.startswith("seed-") else run_dir.name
     model = tree["model"]["path"] or tree["model"]["config"]
     tags = {
         "launcher": __version__,
@@ -140,7 +138,7 @@ def about(run_dir: Path, asked: Any) -> About:
     }
     parameters = points.flat(of_run) | points.flat(ds_config, "ds")
     given = {name: value for name, value in parameters.items() if value not in (None, [], {})}
-    return About(run_dir=run_dir, name=name, parameters=given, tags=tags)
+    return About(run_dir=run_dir, name=trackers.run_name(run_dir), parameters=given, tags=tags)
 
 
 def _in_a_line(error: Exception) -> str:
