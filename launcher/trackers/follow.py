@@ -1,9 +1,9 @@
 """The process of one tracker: it reads the record behind the run, and never stands in its way.
 
-    python -m launcher.trackers.follow RUN_DIR NAME
+    python -m launcher.trackers.follow RUN_DIR NAME [SECONDS]
 
 The run's driver starts it, and it goes on until its input ends, which the end of the driver does too, however that
-comes; then it sends what is left, for some seconds at most. What it has sent is noted in the run directory, so the
+comes; then it sends what is left, for 10 seconds at most, or as many as it is given. What it has sent is noted in the run directory, so the
 next try goes on there. It prints at most one line, for the driver to show: what is wrong, if something is.
 """
 
@@ -146,18 +146,19 @@ def _in_a_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
 
 
-def _wait_for_end(ended: threading.Event) -> None:
+def _wait_for_end(ended: threading.Event, last_s: float) -> None:
     while os.read(0, 1024):
         pass
     ended.set()
-    time.sleep(LAST_S)
+    time.sleep(last_s)
     # Whatever its library waits for, or would still do on its way out.
     os._exit(GAVE_UP)
 
 
 def main() -> None:
     """Follow the run that the command line names."""
-    run_dir, name = Path(sys.argv[1]), sys.argv[2]
+    run_dir, name = Path(sys.argv[1]).absolute(), sys.argv[2]
+    last_s = float(sys.argv[3]) if len(sys.argv) > 3 else LAST_S
     # Stopping the run is the driver's: what is left is to be sent after that.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -166,7 +167,7 @@ def main() -> None:
     os.dup2(2, 1)
     logging.basicConfig(level=logging.WARNING)
     ended = threading.Event()
-    threading.Thread(target=_wait_for_end, args=(ended,), daemon=True).start()
+    threading.Thread(target=_wait_for_end, args=(ended, last_s), daemon=True).start()
     recipe = recipes.parse(yaml.safe_load((run_dir / "recipe.yaml").read_text(encoding="utf-8")))
     asked = dict(zip(trackers.names(recipe.trackers), recipe.trackers, strict=True))[name]
     (run_dir / FOLDER).mkdir(exist_ok=True)
