@@ -92,7 +92,9 @@ class Telling:
             values = {"failures": float(self.num_failures)} if kind in BREAKS else {}
             if kind == "stage_begin":
                 values["workers"] = float(event["num_workers"])
-            return Point(self.stage, self._step(), event["time"], values, _REMARKS[kind].format_map(event))
+            return Point(
+                self.stage, self._step(), event["time"], values, _REMARKS[kind].format_map(_Known(event))
+            )
         return None
 
     def _step(self) -> int:
@@ -100,6 +102,13 @@ class Telling:
 
     def _is_due(self, step: int) -> bool:
         return step == 1 or step == self.num_steps.get(self.stage) or step % self.every_steps == 0
+
+
+class _Known(dict[str, Any]):
+    """An event of any version: what it does not hold stands as a question mark."""
+
+    def __missing__(self, key: str) -> str:
+        return "?"
 
 
 def _of_step(event: Event) -> dict[str, Any]:

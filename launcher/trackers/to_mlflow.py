@@ -1,6 +1,7 @@
 """A run in MLflow, on a server or in a database."""
 
 import os
+import re
 import time
 from typing import Any
 
@@ -9,8 +10,9 @@ from launcher.report.points import Point
 from launcher.trackers import About, Status, need
 
 _ENDS = {"done": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
-_METRICS, _PARAMETERS, _LONGEST = 1000, 100, 6000
-"""MLflow's limits of one request, and of a parameter's value."""
+_METRICS, _PARAMETERS, _LONGEST = 1000, 100, 5000
+"""MLflow's limits of one request, and of a value."""
+_NOT_IN_A_NAME = re.compile(r"[^\w./ :-]")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 # A server that is not there is told soon, and asked again later. No usage data are sent, unless the user wants it.
 _QUICK = {
@@ -50,7 +52,7 @@ class MLflow:
         from mlflow.entities import Metric, RunTag
 
         metrics = [
-            Metric(f"{point.stage}/{name}", value, int(point.time_s * 1000), point.step)
+            Metric(_name(f"{point.stage}/{name}"), value, int(point.time_s * 1000), point.step)
             for point in points
             for name, value in point.values.items()
         ]
@@ -66,7 +68,7 @@ class MLflow:
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
-        metrics = [Metric(f"final.{name}", value, now_ms, 0) for name, value in final.items()]
+        metrics = [Metric(_name(f"final.{name}"), value, now_ms, 0) for name, value in final.items()]
         for i in range(0, len(metrics), _METRICS):
             self.client.log_batch(self.id, metrics=metrics[i : i + _METRICS], synchronous=True)
         if status in _ENDS:
@@ -97,9 +99,14 @@ class MLflow:
     def _tell_parameters(self) -> None:
         from mlflow.entities import Param
 
-        each = [Param(name, str(value)[:_LONGEST]) for name, value in self.about.parameters.items()]
+        each = [Param(_name(name), str(value)[:_LONGEST]) for name, value in self.about.parameters.items()]
         for i in range(0, len(each), _PARAMETERS):
             self.client.log_batch(self.id, params=each[i : i + _PARAMETERS], synchronous=True)
+
+
+def _name(text: str) -> str:
+    """A name as MLflow takes it: a column or a metric may be called anything."""
+    return _NOT_IN_A_NAME.sub("_", text)
 
 
 def check(asked: Any) -> None:
