@@ -16,15 +16,27 @@ class TensorBoard:
 
     def __init__(self, asked: Any, about: About) -> None:
         self.about = about
+        self.is_elsewhere = asked.folder is not None
         self.folder = Path(asked.folder) / about.name if asked.folder else about.run_dir / "tensorboard"
         self.writers: dict[str, Any] = {}
 
     def begin(self, known: str | None) -> str:
-        """Begin new files beside those that are there; TensorBoard reads all of them as one."""
+        """Begin new files beside those that are there: TensorBoard reads all of a folder's as one."""
         if known is None:
+            self._take_a_new_folder()
             self._text("", 0, "recipe and ds config", _table(self.about.parameters))
             self._text("", 0, "tags", _table(self.about.tags))
-        return str(self.folder)
+        elif self.is_elsewhere:
+            self.folder = Path(known)
+        # The run directory may be moved; what lies in it is the same.
+        return str(self.folder) if self.is_elsewhere else "tensorboard"
+
+    def _take_a_new_folder(self) -> None:
+        """Where another run of this name has been, perhaps before --fresh, its curves are not to be drawn over."""
+        number, name = 1, self.folder.name
+        while self.is_elsewhere and self.folder.exists():
+            number += 1
+            self.folder = self.folder.with_name(f"{name}.{number}")
 
     def send(self, points: list[Point]) -> None:
         """Write points, and flush."""

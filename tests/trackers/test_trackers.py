@@ -52,10 +52,27 @@ def test_tensorboard_shows_both_tries_as_one(tmp_path: Path) -> None:
     assert [(each.step, each.value) for each in stage.Scalars("eval/accuracy")] == [(4, 0.25), (12, 0.75)]
     assert {"train/tokens_per_s", "train/padding", "checkpoint/save_s"} <= set(stage.Tags()["scalars"])
     texts = [each.tensor_proto.string_val[0].decode() for each in stage.Tensors("events")]
-    assert "a worker failed: it was killed" in texts
+    assert texts == [
+        "2 workers begin after step 0 of 12",
+        "a worker failed: it was killed",
+        "2 workers begin after step 4 of 12",
+        "model written to x",
+    ]
     (parameters,) = run.Tensors("recipe and ds config")
     assert "| stages.chat.learning_rate | 0.001 |" in parameters.tensor_proto.string_val[0].decode()
     assert "| stages.chat.metrics.loss | 0.5 |" in run.Tensors("end")[-1].tensor_proto.string_val[0].decode()
+
+
+def test_in_a_folder_of_all_runs_a_new_run_of_the_same_name_stands_beside_the_old_one(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tracker = {"kind": "tensorboard", "folder": str(tmp_path / "boards")}
+    for runs in ("old", "new"):
+        assert two_tries(tmp_path / runs / "it", tracker) == []
+    assert sorted(path.name for path in (tmp_path / "boards").iterdir()) == ["it", "it.2"]
+    stage = EventAccumulator(str(tmp_path / "boards" / "it.2" / "chat"))
+    stage.Reload()
+    assert [each.step for each in stage.Scalars("train/loss")] == STEPS
 
 
 @pytest.mark.parametrize("store", ["sqlite", "file"])
@@ -83,6 +100,7 @@ def test_mlflow_has_one_run_of_both_tries(
     assert run.data.tags["last_event"] == "chat 12: model written to x"
 
 
+@pytest.mark.slow
 def test_an_mlflow_run_that_was_deleted_begins_anew_with_all_of_the_record(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
@@ -171,6 +189,7 @@ def silent_server() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_delays_the_end_by_some_seconds_at_most(tmp_path: Path) -> None:
     said: list[str] = []
     with silent_server() as port:
