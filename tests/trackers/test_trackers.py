@@ -23,6 +23,11 @@ from tests.conftest import free_port
 from tests.trackers import records
 
 STEPS = list(range(1, 13))
+SECRET = "5ec4e7" * 6 + "0000"
+
+
+def files_with_the_secret(folder: Path) -> list[Path]:
+    return [file for file in folder.rglob("*") if file.is_file() and SECRET.encode() in file.read_bytes()]
 
 
 def two_tries(run_dir: Path, tracker: Any) -> list[str]:
@@ -117,12 +122,14 @@ def test_an_mlflow_run_that_was_deleted_begins_anew_with_all_of_the_record(tmp_p
     assert len(client.get_metric_history(new.info.run_id, "chat/loss")) == len(STEPS)
 
 
-def test_wandb_offline_writes_one_run_of_both_tries(tmp_path: Path) -> None:
+def test_wandb_offline_writes_one_run_of_both_tries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_dir = tmp_path / "it"
+    monkeypatch.setenv("WANDB_API_KEY", SECRET)
     tracker = {"kind": "wandb", "project": "tests", "mode": "offline", "tags": {"team": "search"}}
     assert two_tries(run_dir, tracker) == []
     kept = [list(offline_records(file)) for file in sorted(run_dir.glob("wandb/offline-run-*/*.wandb"))]
     assert len(kept) == 2, "each try writes a folder, which `wandb sync` joins"
+    assert files_with_the_secret(run_dir) == []
     runs = [record.run for one in kept for record in one if record.WhichOneof("record_type") == "run"]
     assert {run.run_id for run in runs} == {
         json.loads((run_dir / "trackers" / "wandb.json").read_text())["id"]
@@ -164,8 +171,11 @@ def offline_records(path: Path) -> Iterator[Any]:
             yield record
 
 
-def test_a_server_that_is_not_there_is_told_once_and_costs_nothing(tmp_path: Path) -> None:
+def test_a_server_that_is_not_there_is_told_once_and_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", SECRET)
     uri = f"http://127.0.0.1:{free_port()}"
     recipe = records.begin(tmp_path / "it", {"kind": "mlflow", "uri": uri}, "tensorboard")
     with tracking.followed(tmp_path / "it", recipe.trackers, said.append):
@@ -179,6 +189,7 @@ def test_a_server_that_is_not_there_is_told_once_and_costs_nothing(tmp_path: Pat
     (line,) = said
     assert line.startswith("tracker mlflow does not take the record (")
     assert "the run goes on without it" in line and str(tmp_path) in line
+    assert SECRET not in line and files_with_the_secret(tmp_path) == []
     assert list((tmp_path / "it" / "tensorboard" / "chat").iterdir()), "the other one has taken it"
 
 
