@@ -20,16 +20,23 @@ class Reading:
 
     def take(self) -> list[Event]:
         """Return the next events, of about a megabyte at most; none where there is nothing new yet."""
+        while whole := self._next():
+            self.position += len(whole)
+            if events := [event for line in whole.splitlines() if (event := _event(line)) is not None]:
+                return events
+        return []
+
+    def _next(self) -> bytes:
         try:
             # Opened anew each time: over NFS, only that shows what another machine has written meanwhile.
             with open(self.path, "rb") as file:
                 file.seek(self.position)
                 read = file.read(CHUNK_BYTES)
+                if len(read) == CHUNK_BYTES:
+                    read += file.readline()
         except FileNotFoundError:
-            return []
-        whole = read[: read.rfind(b"\n") + 1]
-        self.position += len(whole)
-        return [event for line in whole.splitlines() if (event := _event(line)) is not None]
+            return b""
+        return read[: read.rfind(b"\n") + 1]
 
     def go_to_end(self) -> None:
         """Pass by what is there already."""

@@ -3,8 +3,9 @@
     python -m launcher.trackers.follow RUN_DIR NAME [SECONDS]
 
 The run's driver starts it, and it goes on until its input ends, which the end of the driver does too, however that
-comes; then it sends what is left, for 10 seconds at most, or as many as it is given. What it has sent is noted in the run directory, so the
-next try goes on there. It prints at most one line, for the driver to show: what is wrong, if something is.
+comes; then it sends what is left, for 10 seconds at most, or as many as it is given. What it has sent is noted in the
+run directory, so the next try goes on there. It prints at most one line, for the driver to show: what is wrong, if
+something is.
 """
 
 import logging

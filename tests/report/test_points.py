@@ -105,3 +105,17 @@ def test_only_whole_lines_are_read_and_a_cut_one_swallows_nothing(tmp_path: Path
     (event,) = reading.take()
     assert event["start"] == 2
     assert reading.position == path.stat().st_size
+
+
+def test_more_than_one_piece_of_a_record_is_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.report.reading.CHUNK_BYTES", 100)
+    record = Record(tmp_path)
+    record.steps(1, 20)
+    (tmp_path / "metrics.jsonl").open("a").write("x" * 350 + "\n" + "y" * 350 + "\n")
+    record.steps(21, 22)
+    reading, steps = Reading(tmp_path / "metrics.jsonl"), []
+    while events := reading.take():
+        steps += [event["step"] for event in events]
+    assert steps == list(range(1, 23))
