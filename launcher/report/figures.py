@@ -1,6 +1,5 @@
 """Events of the record to what Prometheus is shown: the metrics, and their values from time to time. Pure."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -30,16 +29,6 @@ METRICS: dict[str, tuple[Kind, str]] = {
     "launcher_eval": ("gauge", "What the last evaluation found, by metric."),
 }
 """By name, without Ray's prefix `ray_`; a counter gets the suffix `_total` too."""
-_OF_TRAINING = (
-    "launcher_loss",
-    "launcher_learning_rate",
-    "launcher_gradient_norm",
-    "launcher_tokens_per_second",
-    "launcher_padding_share",
-    "launcher_data_wait_share",
-    "launcher_checkpoint_age_seconds",
-)
-"""Of a stage that is over, these have no value any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +47,22 @@ class Figure:
 
 @dataclass(slots=True)
 class Figures:
-    """Takes all events, and gives what has changed since it was asked last."""
+    """Takes all events, and gives what is to be shown.
+
+    Attributes:
+        gauges: all that hold now, each to be set again and again: Ray's agent forgets one that is not, after 20 s.
+            So what a stage showed goes by itself when the stage is over.
+        added: to the counters, since they were read last.
+        spent: by the steps since then.
+    """
 
     stage: str = ""
     num_failures: int = 0
     num_restarts: int = 0
     is_broken: bool = False
     saved_s: float | None = None
-    changed: dict[tuple[str, str, str], float] = field(default_factory=dict)
+    gauges: dict[tuple[str, str, str], float] = field(default_factory=dict)
+    added: dict[tuple[str, str, str], float] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)
 
     def take(self, event: Event) -> None:
@@ -78,24 +75,28 @@ class Figures:
             self._set("launcher_failures", self.num_failures)
 
     def read(self, now_s: float) -> list[Figure]:
-        """Return what has changed.
+        """Return all gauges, and what is to be added to counters.
 
         Args:
             now_s: by the clock, in seconds since 1970.
         """
         if self.saved_s is not None:
             self._set("launcher_checkpoint_age_seconds", max(0.0, now_s - self.saved_s))
-        self._set_shares()
-        found = [Figure(name, stage, value, of) for (name, stage, of), value in self.changed.items()]
-        self.changed, self.spent = {}, {}
-        return found
+        of = self.spent
+        if of.get("step_s") and of["slots"]:
+            self._set("launcher_tokens_per_second", of["tokens"] / of["step_s"])
+            self._set("launcher_padding_share", 1 - of["tokens"] / of["slots"])
+            self._set("launcher_data_wait_share", of["data_s"] / of["step_s"])
+        each = [*self.gauges.items(), *self.added.items()]
+        self.added, self.spent = {}, {}
+        return [Figure(name, stage, value, metric) for (name, stage, metric), value in each]
 
     def _stage_begin(self, event: Event) -> None:
         if self.stage and event["stage"] != self.stage:
-            self._set_shares()
             self.spent = {}
-            for name in _OF_TRAINING:
-                self._set(name, math.nan)
+            self.gauges = {
+                place: value for place, value in self.gauges.items() if place[0] == "launcher_eval"
+            }
         if self.is_broken:
             self.num_restarts, self.is_broken = self.num_restarts + 1, False
         self.stage, self.saved_s = event["stage"], event["time"]
@@ -115,7 +116,7 @@ class Figures:
             self.spent[key] = self.spent.get(key, 0.0) + event[key]
         for name in ("tokens", "samples"):
             place = (f"launcher_{name}", self.stage, "")
-            self.changed[place] = self.changed.get(place, 0.0) + event[name]
+            self.added[place] = self.added.get(place, 0.0) + event[name]
 
     def _checkpoint(self, event: Event) -> None:
         if event["stage"] == self.stage:
@@ -125,17 +126,10 @@ class Figures:
     def _eval(self, event: Event) -> None:
         for metric, value in event["metrics"].items():
             if isinstance(value, int | float):
-                self.changed["launcher_eval", event["stage"], metric] = float(value)
+                self.gauges["launcher_eval", event["stage"], metric] = float(value)
 
     def _set(self, name: str, value: float) -> None:
-        self.changed[name, self.stage, ""] = float(value)
-
-    def _set_shares(self) -> None:
-        of = self.spent
-        if of.get("step_s") and of["slots"]:
-            self._set("launcher_tokens_per_second", of["tokens"] / of["step_s"])
-            self._set("launcher_padding_share", 1 - of["tokens"] / of["slots"])
-            self._set("launcher_data_wait_share", of["data_s"] / of["step_s"])
+        self.gauges[name, self.stage, ""] = float(value)
 
 
 _STEP = {

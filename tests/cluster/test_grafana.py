@@ -139,6 +139,10 @@ def test_every_query_finds_what_a_run_exports(chat_setup: dict[str, Any], tmp_pa
             run.wait_until(all_is_there, "answer to every query", 60)
         except AssertionError as error:
             raise AssertionError(f"{found[0]}") from error
+        # Ray's agent forgets gauges that are set once, after 20 s: all have to be there for as long as the run is.
+        begun_s = run.events("stage_begin")[-1]["time"]
+        run.wait_until(lambda: time.time() > begun_s + 45, "45 s")
+        assert all_is_there(), found[0]
         of_run = [one for one in samples(head.scraped()) if one.name.startswith("ray_launcher_")]
         assert {one.labels["run"] for one in of_run} == {"it"} and {
             one.labels["stage"] for one in of_run
