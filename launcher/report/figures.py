@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from launcher.report.history import BREAKS
+from launcher.report.points import use_of_a_token
 from launcher.report.record import Event
 
 Kind = Literal["gauge", "counter"]
@@ -16,6 +17,7 @@ METRICS: dict[str, tuple[Kind, str]] = {
     "launcher_tokens": ("counter", "Tokens that were trained on, padding left out."),
     "launcher_samples": ("counter", "Samples that were trained on."),
     "launcher_tokens_per_second": ("gauge", "Tokens a second of training, of all workers together."),
+    "launcher_mfu_share": ("gauge", "Model FLOPs used, of what the workers could do at their peak."),
     "launcher_padding_share": ("gauge", "The share of what was computed that was padding."),
     "launcher_data_wait_share": ("gauge", "The share of the steps' time in which they waited for data."),
     "launcher_saved_step": ("gauge", "The step of the stage that the last checkpoint holds."),
@@ -60,6 +62,7 @@ class Figures:
     num_failures: int = 0
     num_restarts: int = 0
     is_broken: bool = False
+    use: float = 0.0
     saved_s: float | None = None
     gauges: dict[tuple[str, str, str], float] = field(default_factory=dict)
     added: dict[tuple[str, str, str], float] = field(default_factory=dict)
@@ -85,6 +88,8 @@ class Figures:
         of = self.spent
         if of.get("step_s") and of["slots"]:
             self._set("launcher_tokens_per_second", of["tokens"] / of["step_s"])
+            if self.use:
+                self._set("launcher_mfu_share", self.use * of["tokens"] / of["step_s"])
             self._set("launcher_padding_share", 1 - of["tokens"] / of["slots"])
             self._set("launcher_data_wait_share", of["data_s"] / of["step_s"])
         each = [*self.gauges.items(), *self.added.items()]
@@ -99,7 +104,7 @@ class Figures:
             }
         if self.is_broken:
             self.num_restarts, self.is_broken = self.num_restarts + 1, False
-        self.stage, self.saved_s = event["stage"], event["time"]
+        self.stage, self.saved_s, self.use = event["stage"], event["time"], use_of_a_token(event)
         self._set("launcher_num_steps", event["num_steps"])
         self._set("launcher_step", event["start"])
         self._set("launcher_saved_step", event["start"])

@@ -51,6 +51,7 @@ class Telling:
         every_steps: of the steps, tell one in so many, and a stage's first and last.
         told: by stage and kind, the last step that was told.
         num_steps: by stage.
+        uses: by stage, what a token a second is of all workers' peak.
         num_failures: so far.
         stage: the one that the record is in.
     """
@@ -58,12 +59,13 @@ class Telling:
     every_steps: int = 1
     told: dict[str, int] = field(default_factory=dict)
     num_steps: dict[str, int] = field(default_factory=dict)
+    uses: dict[str, float] = field(default_factory=dict)
     num_failures: int = 0
     stage: str = ""
 
     def state(self) -> dict[str, Any]:
         """Return what a later `Telling` goes on from, as plain data."""
-        kept = ("told", "num_steps", "num_failures", "stage")
+        kept = ("told", "num_steps", "uses", "num_failures", "stage")
         return {name: getattr(self, name) for name in kept}
 
     def points(self, events: list[Event]) -> Iterator[Point]:
@@ -77,6 +79,7 @@ class Telling:
         self.stage = event.get("stage") or self.stage
         if kind == "stage_begin":
             self.num_steps[self.stage] = event["num_steps"]
+            self.uses[self.stage] = use_of_a_token(event)
         if kind in BREAKS:
             self.num_failures += 1
         if kind in _VALUES:
@@ -87,7 +90,10 @@ class Telling:
             self.told[place] = step
             if kind == "step" and not self._is_due(step):
                 return None
-            return Point(self.stage, step, event["time"], _finite(_VALUES[kind](event)))
+            values = _finite(_VALUES[kind](event))
+            if kind == "step" and (use := self.uses.get(self.stage)):
+                values["mfu"] = use * values["tokens_per_s"]
+            return Point(self.stage, step, event["time"], values)
         if kind in _REMARKS:
             values = {"failures": float(self.num_failures)} if kind in BREAKS else {}
             if kind == "stage_begin":
@@ -134,6 +140,13 @@ _VALUES = {
     "checkpoint": _of_checkpoint,
 }
 """What is told in numbers."""
+
+
+def use_of_a_token(event: Event) -> float:
+    """Return what one token a second is of the peak of all workers, by a stage's begin: the model's FLOPs over what
+    they could do in large products of matrices (MFU, of a token a second). 0 where it is not known."""
+    peak = (event.get("peak_flops") or 0.0) * event["num_workers"]
+    return (event.get("flops_per_token") or 0.0) / peak if peak else 0.0
 
 
 def _finite(values: dict[str, Any]) -> dict[str, float]:

@@ -28,6 +28,7 @@ def test_a_try_with_a_failure(tmp_path: Path) -> None:
     assert of_stage["step"] == 6 and of_stage["num_steps"] == 12 and of_stage["saved_step"] == 4
     assert of_stage["tokens"] == 600 and of_stage["samples"] == 48
     assert of_stage["tokens_per_second"] == 200 and of_stage["padding_share"] == pytest.approx(0.2)
+    assert of_stage["mfu_share"] == pytest.approx(0.4)
     assert of_stage["data_wait_share"] == pytest.approx(0.02)
     assert of_stage["failures"] == 1 and of_stage["restarts"] == 0 and of_stage["workers"] == 2
     assert 7 <= of_stage["checkpoint_age_seconds"] < 8

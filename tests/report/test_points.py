@@ -34,6 +34,7 @@ def test_numbers_of_a_step(tmp_path: Path) -> None:
         "samples_per_s": 16.0,
         "padding": pytest.approx(0.2),
         "data_wait": 0.02,
+        "mfu": pytest.approx(0.4),
     }
 
 
@@ -119,3 +120,10 @@ def test_more_than_one_piece_of_a_record_is_read_to_its_end(
     while events := reading.take():
         steps += [event["step"] for event in events]
     assert steps == list(range(1, 23))
+
+
+def test_a_record_without_flops_has_no_mfu(tmp_path: Path) -> None:
+    record = Record(tmp_path)
+    record.write("stage_begin", stage="chat", start=0, num_steps=3, num_workers=2, peak_flops=1e12)
+    record.steps(1, 1)
+    assert "mfu" not in told(tmp_path, Telling())[-1].values

@@ -40,7 +40,14 @@ class Record:
 
     def begin(self, start: int, num_steps: int, stage: str = "chat", num_workers: int = 2) -> None:
         self.recorder.write(
-            "stage_begin", stage=stage, start=start, num_steps=num_steps, num_workers=num_workers, pid=1
+            "stage_begin",
+            stage=stage,
+            start=start,
+            num_steps=num_steps,
+            num_workers=num_workers,
+            pid=1,
+            peak_flops=1e12,
+            flops_per_token=4e9,
         )
 
     def steps(self, first: int, last: int, stage: str = "chat") -> None:
