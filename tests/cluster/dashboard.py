@@ -95,7 +95,7 @@ def _selectors(node: Any, labels: frozenset[str]) -> Iterator[tuple[Any, frozens
     elif isinstance(node, promql.ParenExpr):
         yield from _selectors(node.expr, labels)
     elif isinstance(node, promql.AggregateExpr):
-        yield from _selectors(node.expr, labels | set(node.modifier.labels))
+        yield from _selectors(node.expr, labels | set(node.modifier.labels if node.modifier else ()))
     elif isinstance(node, promql.Call):
         for argument in node.args:
             yield from _selectors(argument, labels)
