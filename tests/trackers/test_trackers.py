@@ -30,15 +30,26 @@ def files_with_the_secret(folder: Path) -> list[Path]:
     return [file for file in folder.rglob("*") if file.is_file() and SECRET.encode() in file.read_bytes()]
 
 
+def wait_until_sent(run_dir: Path, kind: str) -> None:
+    """Wait for a tracker to be up with the record: on a machine with other work, to begin takes long."""
+    note, until_s = run_dir / "trackers" / f"{kind}.json", time.monotonic() + 150
+    size = (run_dir / "metrics.jsonl").stat().st_size
+    while not note.exists() or json.loads(note.read_text())["position"] < size:
+        assert time.monotonic() < until_s, (run_dir / "logs" / f"tracker-{kind}.log").read_text()
+        time.sleep(0.1)
+
+
 def two_tries(run_dir: Path, tracker: Any) -> list[str]:
     """A run that fails after six steps and is done with the second try; return what was said of its trackers."""
     said: list[str] = []
     recipe = records.begin(run_dir, tracker)
     with tracking.followed(run_dir, recipe.trackers, said.append):
         records.first_try(run_dir)
+        wait_until_sent(run_dir, recipe.trackers[0].kind)
         records.end(run_dir, "worker lost")
     with tracking.followed(run_dir, recipe.trackers, said.append):
         records.second_try(run_dir)
+        wait_until_sent(run_dir, recipe.trackers[0].kind)
         records.end(run_dir, "done")
     return said
 
@@ -116,7 +127,10 @@ def test_an_mlflow_run_that_was_deleted_begins_anew_with_all_of_the_record(tmp_p
     client.delete_run(old.info.run_id)
     recipe = recipes.parse({**_tree(), "trackers": [{"kind": "mlflow", "uri": uri}]})
     with tracking.followed(run_dir, recipe.trackers, print):
-        pass
+        until_s = time.monotonic() + 150
+        while len(client.search_runs([old.info.experiment_id])) == 0 and time.monotonic() < until_s:
+            time.sleep(0.5)
+        wait_until_sent(run_dir, "mlflow")
     (new,) = client.search_runs([old.info.experiment_id])
     assert new.info.run_id != old.info.run_id
     assert len(client.get_metric_history(new.info.run_id, "chat/loss")) == len(STEPS)
@@ -214,7 +228,7 @@ def test_a_server_that_never_answers_delays_the_end_by_some_seconds_at_most(tmp_
 
 
 def test_a_server_that_comes_back_gets_all_of_it(tmp_path: Path) -> None:
-    """The folder that a database is in comes late: as a server that is started after the run."""
+    """The folder that a database is in comes late, as a server that is started after the run."""
     from mlflow import MlflowClient
 
     said: list[str] = []
@@ -228,6 +242,7 @@ def test_a_server_that_comes_back_gets_all_of_it(tmp_path: Path) -> None:
             time.sleep(0.1)
         (tmp_path / "later").unlink()
         (tmp_path / "later").mkdir()
+        wait_until_sent(tmp_path / "it", "mlflow")
         records.end(tmp_path / "it", "worker lost")
     assert len(said) == 1
     client = MlflowClient(uri)
@@ -252,11 +267,7 @@ def test_a_driver_that_is_killed_leaves_no_process_and_all_of_its_record(tmp_pat
     )
     ended = subprocess.run([sys.executable, "-c", driver], env=os.environ, timeout=60)
     assert ended.returncode == -9
-    note, until_s = run_dir / "trackers" / "tensorboard.json", time.monotonic() + 60
-    size = (run_dir / "metrics.jsonl").stat().st_size
-    while not note.exists() or json.loads(note.read_text())["position"] < size:
-        assert time.monotonic() < until_s
-        time.sleep(0.1)
+    wait_until_sent(run_dir, "tensorboard")
     stage = EventAccumulator(str(run_dir / "tensorboard" / "chat"))
     stage.Reload()
     assert [each.step for each in stage.Scalars("train/loss")] == STEPS[:6]
