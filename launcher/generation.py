@@ -1,5 +1,6 @@
 """One generation of workers: from their start to their end by success, by a wish of the driver's, or by a failure."""
 
+import contextlib
 import logging
 import threading
 import uuid
@@ -15,10 +16,12 @@ from launcher import errors, failures, rescue
 from launcher.bulletin import Bulletin
 from launcher.errors import TrainingFailed
 from launcher.group import NOT_STARTED, Group, trainer
-from launcher.report.record import Event
+from launcher.report.record import Event, Recorder
 from launcher.report.view import View
 
 POLL_S = 0.2
+OF_THE_DRIVER = ("failure", "halved", "hung", "rolled_back", "left", "stopped")
+"""Events that tell how workers ended."""
 Reason = Literal["done", "stop", "preempted", "grow", "lost"]
 """Why a generation ended: all is trained; the driver wished it; a process or node was lost."""
 
@@ -108,6 +111,13 @@ class Generation:
             self.events.pop()
         self.events.append(event)
 
+    def _record(self, event: Event) -> None:
+        """Write an event into the record that rank 0, which writes the rest of it, knows nothing of, or cannot tell."""
+        with contextlib.suppress(OSError):  # A full disk is told by what cannot do without it.
+            recorder = Recorder(self.group.run_dir / "metrics.jsonl")
+            recorder.keep(event)
+            recorder.close()
+
     def _fit(self) -> None:
         try:
             self.trainer.fit()
@@ -148,6 +158,8 @@ class Generation:
                 self.num_read += 1
                 self._keep(event)
                 self.view.show(event)
+                if event["kind"] in OF_THE_DRIVER:
+                    self._record(event)
 
         def poll() -> None:
             while not stop.wait(POLL_S):

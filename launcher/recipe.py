@@ -382,6 +382,64 @@ class Checkpoint(Section):
     """Checkpoints to keep of the stage in progress; never fewer than the last two."""
 
 
+class Tracker(Section):
+    """Where a run's record goes besides its own files. Passwords and tokens: only by the environment variables
+    that the tracker's own library reads."""
+
+    tags: dict[str, str] = {}
+    """Words of your own to find the run by, e.g. `{team: search}`."""
+    every_steps: int = Field(default=1, gt=0)
+    """Send one step in so many. Evaluations, checkpoints and failures are always sent."""
+
+
+class TensorBoard(Tracker):
+    """Event files for TensorBoard, in the run directory or elsewhere."""
+
+    kind: Literal["tensorboard"]
+    """Names the tracker."""
+    folder: str | None = None
+    """A directory: the run gets one of its name in it. Default: `tensorboard` in the run directory."""
+
+
+class MLflow(Tracker):
+    """A run in MLflow."""
+
+    kind: Literal["mlflow"]
+    """Names the tracker."""
+    uri: str | None = None
+    """The tracking server (`https://…`), or a database (`sqlite:////shared/mlflow.db`). Default:
+    MLFLOW_TRACKING_URI of the environment."""
+    experiment: str = Field(default="launcher", min_length=1)
+    """The experiment's name; it is made where there is none."""
+
+    @field_validator("uri")
+    @classmethod
+    def _is_an_address(cls, uri: str | None) -> str | None:
+        if uri is not None and "://" not in uri and uri != "databricks":
+            raise ValueError("write a server (https://…) or a database (sqlite:////shared/mlflow.db)")
+        if uri is not None and "@" in uri.partition("://")[2].partition("/")[0]:
+            raise ValueError(
+                "leave name and password out: export MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD,"
+                " or for a database MLFLOW_TRACKING_URI"
+            )
+        return uri
+
+
+class WandB(Tracker):
+    """A run in Weights & Biases."""
+
+    kind: Literal["wandb"]
+    """Names the tracker."""
+    project: str = Field(default="launcher", min_length=1)
+    """The project's name."""
+    entity: str | None = None
+    """The team or user that it belongs to. Default: the one that WANDB_API_KEY belongs to."""
+    group: str | None = None
+    """Groups several runs in the page."""
+    mode: Literal["online", "offline"] = "online"
+    """`offline`: write into the run directory only, for `wandb sync` later."""
+
+
 class Recipe(Section):
     """The description of a run."""
 
@@ -416,6 +474,19 @@ class Recipe(Section):
     Default: none is; 6 to 10 is a good choice."""
     log_samples: bool = False
     """Write the ids of every step's samples into the run directory (an audit trail)."""
+    trackers: tuple[Annotated[TensorBoard | MLflow | WandB, Field(discriminator="kind")], ...] = ()
+    """Where the record goes besides the run directory: a list of `tensorboard`, `mlflow`, `wandb`, each by its name
+    or with settings, e.g. `[tensorboard, {kind: mlflow, uri: https://mlflow.example.com}]`."""
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        each = [value] if isinstance(value, str | dict) else value
+        return (
+            [{"kind": one} if isinstance(one, str) else one for one in each]
+            if isinstance(each, list)
+            else each
+        )
 
     @model_validator(mode="after")
     def _stage_names_differ(self) -> "Recipe":
@@ -438,6 +509,7 @@ _OF_THE_WAY = {
     "on_nan",
     "spike",
     "log_samples",
+    "trackers",
 }
 """Keys that say how a run goes on, not to what end: they may change from one try to the next."""
 

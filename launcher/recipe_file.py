@@ -17,12 +17,15 @@ from launcher.recipe import (
     Generation,
     Head,
     Lora,
+    MLflow,
     Model,
     Recipe,
     Section,
     Selection,
     Stage,
+    TensorBoard,
     Trainable,
+    WandB,
 )
 
 
@@ -104,7 +107,7 @@ def _index(node: list[Any], part: str, setting: str) -> int:
     )
 
 
-_FILE_KEYS = {"train", "eval", "config"}
+_FILE_KEYS = {"train", "eval", "config", "folder"}
 _FILE_OR_HUB_KEYS = {"path", "tokenizer", "trust_remote_code"}
 
 
@@ -133,8 +136,10 @@ def _explain(error: ValidationError, path: Path, node: Any) -> str:
     # A misspelt key is told before the one that is missing because of it.
     first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     location = [part for part in first["loc"] if not _is_union_branch(part)]
-    key = ".".join(str(part) for part in location)
-    where = f"{path}, line {line}" if (line := _line(node, location)) else str(path)
+    # A tracker's kind stands in the path, as the name of what it was read as.
+    written = [part for part in location if part not in _KINDS]
+    key = ".".join(str(part) for part in written)
+    where = f"{path}, line {line}" if (line := _line(node, written)) else str(path)
     if first["type"] == "extra_forbidden":
         hint = nearest(str(location[-1]), _known_keys(location[:-1]))
         return f"{where}: {key} is not a key of the recipe{hint}"
@@ -152,6 +157,7 @@ def _is_union_branch(part: int | str) -> bool:
 
 
 _TYPE_NAMES = {"str", "int", "float", "bool", "constrained-str", "constrained-int"}
+_KINDS = {"tensorboard", "mlflow", "wandb"}
 _SECTIONS: dict[str, type[Section]] = {
     "model": Model,
     "stages": Stage,
@@ -165,6 +171,9 @@ _SECTIONS: dict[str, type[Section]] = {
     "select": Selection,
     "generation": Generation,
     "answers": Answers,
+    "tensorboard": TensorBoard,
+    "mlflow": MLflow,
+    "wandb": WandB,
 }
 
 

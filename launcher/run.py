@@ -72,12 +72,15 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def _launch(options: argparse.Namespace, recipe: Any) -> int:
+    from launcher import trackers
     from launcher.plan import sizes, zero
 
     ds_name, ds_config = str(options.ds), None
     if ds_name != AUTO:
         ds_config = zero.load(ds_name)
         zero.check(ds_config, ds_name)
+    if not options.plan:
+        trackers.check(recipe.trackers)
     model_facts = sizes.model_facts(recipe.model)
     run_dir = directories.of(options, recipe, ds_config)
     if not options.plan:
@@ -221,7 +224,7 @@ def _train(
     marks: Any = None,
 ) -> tuple[dict[str, Any], str]:
     """Prepare the data, plan, and train; return the summary, and the verdict in one line."""
-    from launcher import ahead, driver, ending, stores
+    from launcher import ahead, driver, ending, gauges, stores, tracking
     from launcher import origin as origins
     from launcher import recipe as recipes
     from launcher.plan import plan as planning
@@ -254,11 +257,12 @@ def _train(
         storage.write_json(run_dir / stores.STORES, prepared.stores)
         end = ending.Ending(run_dir, job.outlook.predicted(), view.say, marks)
         view.show(opened.event(run_dir))
-        try:
-            summary = driver.run(job, world, view, prepared, end.lives, meddle)
-        except BaseException as error:
-            raise end.failed(error) from error.__cause__
-        return summary, end.done(summary)
+        with gauges.shown(run_dir), tracking.followed(run_dir, recipe.trackers, view.say):
+            try:
+                summary = driver.run(job, world, view, prepared, end.lives, meddle)
+            except BaseException as error:
+                raise end.failed(error) from error.__cause__
+            return summary, end.done(summary)
 
 
 def _try_resuming(job: Any, world: Any, view: Any, options: argparse.Namespace) -> int:

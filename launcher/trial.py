@@ -78,6 +78,7 @@ def shortened(recipe: Recipe, num_steps: int) -> Recipe:
             "stages": [stage.model_copy(update=changes)],
             "transfer": "sequential",
             "baseline": False,
+            "trackers": (),
             "checkpoint": checkpoint,
         }
     )

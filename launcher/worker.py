@@ -2,6 +2,7 @@
 
 import logging
 import os
+import queue
 import socket
 import sys
 import threading
@@ -167,15 +168,31 @@ class _Wishes:
 
 
 def _listener(bulletin: str) -> Callable[[Event], None]:
-    """Post events to the driver without waiting; of steps only what a person can follow."""
+    """Post events to the driver from a thread: a call by Ray takes longer than to write the record. Of steps only what
+    a person can follow; for all others it waits until they are on their way, since the process may end after them."""
     actor = ray.get_actor(bulletin)
     posted_at_s = [0.0]
+    waiting: queue.Queue[Event] = queue.Queue()
+
+    def post() -> None:
+        while True:
+            event = waiting.get()
+            try:
+                actor.post.remote(event)
+            except ray.exceptions.RayError:
+                pass  # The driver is gone, and this process goes with it.
+            finally:
+                waiting.task_done()
 
     def listen(event: Event) -> None:
         now_s = time.monotonic()
-        if event["kind"] == "step" and now_s - posted_at_s[0] < POST_EVERY_S and event["step"] % 10:
+        is_step = event["kind"] == "step"
+        if is_step and now_s - posted_at_s[0] < POST_EVERY_S and event["step"] % 10:
             return
         posted_at_s[0] = now_s
-        actor.post.remote(event)
+        waiting.put(event)
+        if not is_step:
+            waiting.join()
 
+    threading.Thread(target=post, daemon=True, name="posts").start()
     return listen

@@ -44,6 +44,11 @@ def file(tmp_path: Path) -> Path:
         ("stages.0={name: a, task: text-classification, data: {train: x}, batching: packed}", "bucketed"),
         ("nothing", "key=value"),
         ("model.trust_remote_code=other/model", "trust_remote_code"),
+        ("trackers=[mlfow]", "'mlflow'"),
+        ("trackers=[{kind: mlflow, expriment: x}]", 'did you mean "experiment"'),
+        ("trackers=[{kind: mlflow, uri: mlruns}]", "sqlite:///"),
+        ("trackers=[{kind: mlflow, uri: 'https://me:word@host/x'}]", "MLFLOW_TRACKING_PASSWORD"),
+        ("trackers=[{kind: wandb, mode: of}]", "trackers.0.mode is 'of'"),
     ],
 )
 def test_refused(file: Path, setting: str, told: str) -> None:
@@ -94,6 +99,20 @@ def test_what_was_written_survives_the_way_to_a_worker(file: Path) -> None:
     assert "global_batch" not in again.stages[0].model_fields_set
 
 
+def test_trackers_in_all_ways_of_writing(file: Path) -> None:
+    def trackers(written: str) -> tuple[str, ...]:
+        return tuple(each.kind for each in load(file, [f"trackers={written}"]).trackers)
+
+    assert trackers("tensorboard") == ("tensorboard",)
+    assert trackers("{kind: wandb, mode: offline}") == ("wandb",)
+    assert trackers("[tensorboard, {kind: mlflow, uri: https://a.example.com}]") == ("tensorboard", "mlflow")
+    assert load(file).trackers == ()
+    one = load(file, ["trackers=[{kind: tensorboard, folder: boards}]"])
+    assert one.trackers[0].folder == str(Path.cwd() / "boards")
+    assert recipes.identity(one) == recipes.identity(load(file)), "a run may go on with other trackers"
+    assert recipes.parse(recipes.dump(one)) == one
+
+
 def test_every_field_is_documented_and_the_surface_is_frozen() -> None:
     sections = (
         recipes.Recipe,
@@ -108,12 +127,15 @@ def test_every_field_is_documented_and_the_surface_is_frozen() -> None:
         recipes.Selection,
         recipes.Generation,
         recipes.Answers,
+        recipes.TensorBoard,
+        recipes.MLflow,
+        recipes.WandB,
     )
     fields = {s.__name__: s.model_fields for s in sections}
     assert all(field.description for own in fields.values() for field in own.values())
     assert {name: len(own) for name, own in fields.items()} == {
-        "Recipe": 12,
-        "Model": 9,
+        "Recipe": 13,
+        "Model": 10,
         "Stage": 25,
         "Data": 13,
         "DataSet": 7,
@@ -124,4 +146,7 @@ def test_every_field_is_documented_and_the_surface_is_frozen() -> None:
         "Selection": 2,
         "Generation": 4,
         "Answers": 3,
+        "TensorBoard": 4,
+        "MLflow": 5,
+        "WandB": 7,
     }

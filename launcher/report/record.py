@@ -17,16 +17,32 @@ class Recorder:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
         self.file = open(path, "a", encoding="utf-8", buffering=1) if path is not None else None
+        if path is not None and self.file is not None and _is_cut(path):
+            # A process was killed while it wrote: its line must not swallow the next one.
+            self.file.write("\n")
 
     def write(self, kind: str, **values: Any) -> None:
         """Record an event: its kind (step, eval, checkpoint, stage_begin, …), the time, its values."""
         event = {"kind": kind, "time": round(time.time(), 3), **values}
-        if self.file is not None:
-            self.file.write(json.dumps(event) + "\n")
+        self.keep(event)
         if self.listener is not None:
             self.listener(event)
+
+    def keep(self, event: Event) -> None:
+        """Write an event that another process has told, as it is."""
+        if self.file is not None:
+            self.file.write(json.dumps(event) + "\n")
 
     def close(self) -> None:
         """Close the file."""
         if self.file is not None:
             self.file.close()
+
+
+def _is_cut(path: Path) -> bool:
+    """Whether a file's last line has no end."""
+    with open(path, "rb") as file:
+        if file.seek(0, 2) == 0:
+            return False
+        file.seek(-1, 2)
+        return file.read(1) != b"\n"
