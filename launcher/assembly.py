@@ -164,7 +164,7 @@ def _engine(context: Context, plan: StagePlan, parts: list[Part], built: list[_B
     groups = trained_groups(models, extras, stages, [each.drawn for each in built])
     if plan.recomputes:
         for model in models:
-            recompute.turn_on(model)
+            recompute.turn_on(model, keeps_products=plan.keeps_products)
             if plan.mlp_tile is not None:
                 recompute.tile(model, plan.mlp_tile)
     if context.recipe.model.compile:

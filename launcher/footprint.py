@@ -174,7 +174,7 @@ class _Skeleton:
         plain = self.trace(work)
         try:
             for model in self.models:
-                recompute.turn_on(model)
+                recompute.turn_on(model, keeps_products=self.plans[-1].keeps_products)
                 if (tile := self._tile()) is not None:
                     recompute.tile(model, tile)
         except LauncherError:
@@ -183,7 +183,7 @@ class _Skeleton:
 
     def _tile(self) -> int | None:
         """Tokens of a tile, if activations are computed again."""
-        return sequence.mlp_tile(*_size(self.plans[-1]), recomputes=True)
+        return sequence.mlp_tile(*_size(self.plans[-1]), recomputes=not self.plans[-1].keeps_products)
 
     def trace(self, work: list[int]) -> Trace:
         """Run the micro-batch of the stage once."""

@@ -301,9 +301,10 @@ class Stage(Section):
     `auto`: a tenth where `epochs: auto` makes several passes over few samples, else none."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay, on matrices only: biases and norms are left out."""
-    activation_checkpointing: bool | Literal["auto"] = "auto"
+    activation_checkpointing: bool | Literal["auto", "selective"] = "auto"
     """Keep only each layer's input, and compute its activations again in the backward: a third more work
-    for a fraction of the memory. `auto`: only where `--ds auto` needs it to fit."""
+    for a fraction of the memory. `selective`: keep what matrix products and attention gave too, and compute only
+    the cheap rest again. `auto`: only where `--ds auto` needs it to fit."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's decay rates."""
     eps: float = Field(default=1e-8, gt=0)

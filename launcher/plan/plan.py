@@ -99,6 +99,7 @@ class StagePlan:
         accumulation: micro-batches of a step for each team.
         team: workers that share each sample (sequence parallelism); a micro-batch is a team's.
         recomputes: whether activations are computed again in the backward.
+        keeps_products: whether those of matrix products and attention are kept all the same.
         mlp_tile: tokens that a feed-forward network takes at once; None: a whole micro-batch.
     """
 
@@ -118,6 +119,7 @@ class StagePlan:
     team: int = 1
     max_length: int
     recomputes: bool
+    keeps_products: bool
     mlp_tile: int | None = None
     schedule: Schedule
     ds: dict[str, Any]
@@ -298,7 +300,8 @@ def _stage_plan(
         written=_written(recipe, stage),
     )
     zero.contradictions(given, asked, ds_name, stage.name)
-    recomputes = stage.activation_checkpointing is True
+    recomputes = stage.activation_checkpointing in (True, "selective")
+    keeps_products = stage.activation_checkpointing == "selective"
     return StagePlan(
         name="baseline" if baseline else stage.name,
         index=index,
@@ -315,7 +318,10 @@ def _stage_plan(
         team=team,
         max_length=longest,
         recomputes=recomputes,
-        mlp_tile=sequence.mlp_tile(micro_batch, -(-longest // team), recomputes=recomputes),
+        keeps_products=keeps_products,
+        mlp_tile=sequence.mlp_tile(
+            micro_batch, -(-longest // team), recomputes=recomputes and not keeps_products
+        ),
         schedule=schedule,
         ds=zero.complete(ds_config, asked),
     )

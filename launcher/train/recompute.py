@@ -6,16 +6,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from launcher.errors import ModelError
 
 # How Llama's family names the layers of a feed-forward network, which takes each token by itself.
 _NETWORK = {"gate_proj", "up_proj", "down_proj"}
+# Torch's operations that `keeps_products` keeps.
+_PRODUCTS = {
+    "mm",
+    "addmm",
+    "bmm",
+    "baddbmm",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "_flash_attention_forward",
+    "_varlen_attn",
+}
 
 
-def turn_on(model: Any) -> None:
+def turn_on(model: Any, *, keeps_products: bool = False) -> None:
     """Let a transformers model compute its layers' activations again in the backward.
+
+    Args:
+        model: the model.
+        keeps_products: keep the results of matrix products and of attention, and compute the rest again: norms,
+            activation functions, rotations and sums, which are cheap and take about half of the memory.
 
     Raises:
         ModelError: its code has no place for that.
@@ -24,7 +42,15 @@ def turn_on(model: Any) -> None:
         raise ModelError(
             f"{type(model).__name__} cannot compute activations again: leave activation_checkpointing out"
         )
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    how: dict[str, Any] = {"use_reentrant": False}
+    if keeps_products:
+        how["context_fn"] = partial(create_selective_checkpoint_contexts, _keep)
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
+
+
+def _keep(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    is_kept = operation.name().split("::")[-1].split(".")[0] in _PRODUCTS
+    return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def tile(model: nn.Module, tokens: int) -> None:

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.timeout(1200)
 CASES = (
     ("llama", "zero2", 1, {"trainable": {"lora": {"rank": 4}}}),
     ("llama", "zero3", 1, {"activation_checkpointing": True}),
+    ("llama", "zero1", 1, {"activation_checkpointing": "selective"}),
     # One micro-batch, as without sharing: gradients of one before would be counted with the activations.
     ("llama", "zero0", 2, {"global_batch": ROWS}),
     ("t5", "zero3", 1, {}),
