@@ -1,0 +1,329 @@
+"""The sections of a run's page as plain figures and words; one that has nothing to tell is None. Pure."""
+
+import json
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import yaml
+from pydantic import ValidationError
+
+from launcher import recipe as recipes
+from launcher.report import words
+from launcher.report.forecast import size
+from launcher.report.ledger import LINES
+from launcher.report.past import LOST, RUNNING, Past, Tree
+
+_CALM = (RUNNING, "unknown", "stopped by the user", "preempted")
+Pairs = list[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class StageFigures:
+    """What is measured of a stage.
+
+    Attributes:
+        steps: that count.
+        num_steps: that were planned; None: unknown.
+        tokens, samples: of these steps.
+        step_s: the median of a step; None without steps.
+        tokens_per_s: over all of these steps; None without.
+    """
+
+    steps: int
+    num_steps: int | None
+    tokens: float
+    samples: float
+    step_s: float | None
+    tokens_per_s: float | None
+
+
+def figures(past: Past, stage: str) -> StageFigures:
+    """Return what is measured of a stage."""
+    record = past.record
+    begins = [e for e in record.events if e["kind"] == "stage_begin" and e["stage"] == stage]
+    num_steps = begins[-1]["num_steps"] if begins else None
+    if stage not in record.stages:
+        done = past.stages.get(stage, {})
+        return StageFigures(done.get("steps", 0), num_steps, 0.0, float(done.get("samples", 0)), None, None)
+    here = (record.stage == record.stages.index(stage)) & ~past.ledger.is_lost
+    took = record.column("step_s")[here]
+    tokens = float(np.nansum(record.column("tokens")[here]))
+    seconds = float(np.nansum(took))
+    return StageFigures(
+        steps=int(record.step[here].max(initial=0)),
+        num_steps=num_steps,
+        tokens=tokens,
+        samples=float(np.nansum(record.column("samples")[here])),
+        step_s=float(np.nanmedian(took)) if len(took) else None,
+        tokens_per_s=tokens / seconds if seconds else None,
+    )
+
+
+def head(past: Past) -> Tree:
+    """Return the headline: how it ended, what came of it."""
+    verdict = past.verdict
+    kind = verdict["kind"]
+    tone = "good" if past.is_done else "calm" if kind in _CALM else "bad"
+    said = {
+        "done": "Done",
+        RUNNING: "Not ended yet, as far as this directory tells",
+        LOST: "The driver ended without a word: it was killed, or its machine was lost",
+    }.get(kind, kind[:1].upper() + kind[1:])
+    if code := verdict.get("exit_code"):
+        said += f" (exit code {code})"
+    last = [name for name in past.stages if name != "baseline"][-1:]
+    metrics = past.metrics(last[0]) if last else {}
+    best = next(iter(metrics.items()), None)
+    return {
+        "said": said,
+        "tone": tone,
+        "figures": verdict.get("figures", ""),
+        "result": f"{last[0]}: {best[0]} {words.value(best[1])}" if best else "",
+        "message": verdict.get("message", ""),
+        "seen": verdict.get("seen", []),
+        "cost": _cost(verdict.get("cost") or {}),
+        "next": verdict.get("next", ""),
+    }
+
+
+def tiles(past: Past) -> list[tuple[str, str, str]]:
+    """Return the few figures that stand above all: name, value, and what to add."""
+    found = []
+    stages = [name for name in past.stages if name != "baseline"]
+    for name in stages[-1:]:
+        for metric, each in list(past.metrics(name).items())[:1]:
+            gain = past.summary.get("transfer", {}).get("gain")
+            found.append((f"{metric} of {name}", words.value(each), f"{gain:+.4f} by transfer" if gain else ""))
+    measured = [figures(past, name) for name in past.stages]
+    planned = [each.num_steps for each in measured]
+    steps = sum(each.steps for each in measured)
+    of = f"of {sum(n for n in planned if n):,}" if all(planned) and steps < sum(n or 0 for n in planned) else ""
+    found.append(("steps", f"{steps:,}", of))
+    if tokens := sum(each.tokens for each in measured):
+        found.append(("tokens trained on", f"{tokens:,.0f}", ""))
+    if past.ledger.whole_s:
+        tries = f"{len(past.tries)} tries" if len(past.tries) > 1 else ""
+        found.append(("time", words.duration(past.ledger.whole_s), tries))
+        found.append(("goodput", words.share(past.ledger.goodput), "of all workers' time"))
+    restarts = sum(event.get("kind") == "restart" for each in past.tries for event in each.events)
+    if restarts:
+        lost = int(past.ledger.is_lost.sum())
+        found.append(("restarts", str(restarts), f"{lost:,} steps trained again" if lost else ""))
+    if price := past.plan.get("cluster", {}).get("price_per_hour"):
+        found.append(("cost", f"{price * past.ledger.whole_s / 3600:,.2f}", "price × time of all tries"))
+    return found
+
+
+def stages(past: Past) -> list[Tree]:
+    """Return what came of each stage."""
+    found = []
+    for name, done in past.stages.items():
+        measured = figures(past, name)
+        facts: Pairs = [("steps", f"{measured.steps:,}" + _of(measured))]
+        if samples := done.get("samples") or measured.samples:
+            facts.append(("samples", f"{samples:,.0f}"))
+        if measured.tokens:
+            facts.append(("tokens", f"{measured.tokens:,.0f}"))
+        if measured.tokens_per_s:
+            facts.append(("tokens a second", f"{measured.tokens_per_s:,.0f}"))
+        if "num_parameters" in done:
+            facts.append(
+                ("parameters trained", f"{done['num_trainable']:,} of {done['num_parameters']:,}")
+            )
+        if "padding" in done:
+            facts.append(("padding", words.share(done["padding"])))
+        if "best_step" in done:
+            facts.append(("best step", f"{done['best_step']:,} (exported)"))
+        summed = past.summary.get("stages", {}).get(name, {})
+        if "verified" in summed:
+            facts.append(("export", f"read back; logits differ by {summed['verified']:.2g} of their size"))
+        found.append(
+            {
+                "name": name,
+                "task": "the last stage without the others" if name == "baseline" else past.asked(name).get("task"),
+                "is_done": "steps" in done,
+                "metrics": [(key, words.value(each)) for key, each in past.metrics(name).items()],
+                "facts": facts,
+                "notes": summed.get("notes", {}),
+            }
+        )
+    return found
+
+
+def transfer(past: Past) -> Tree | None:
+    """Return what the stages before the last one gave to it, and what they lost."""
+    found = past.summary.get("transfer", {})
+    forgetting = {**found.get("forgetting", {})}
+    for name, stage in past.stages.items():
+        if "after" in stage and name not in forgetting:
+            forgetting[name] = {"before": stage.get("metrics", {}), "after": stage["after"]}
+    rows = [
+        (name, metric, words.value(before), words.value(each["after"][metric]), words.signed(each["after"][metric] - before))
+        for name, each in forgetting.items()
+        for metric, before in each["before"].items()
+        if metric in each["after"]
+    ]
+    if "gain" not in found and not rows:
+        return None
+    gain = None
+    if "gain" in found:
+        how = "trained beside it" if found.get("is_joint") else "before it"
+        gain = {
+            "metric": found["metric"],
+            "how": f"{', '.join(found['sources'])} {how}",
+            "target": found["target"],
+            "with": words.value(found["with"]),
+            "without": words.value(found["without"]),
+            "gain": words.signed(found["gain"]),
+        }
+    return {"gain": gain, "forgetting": rows}
+
+
+def ledger(past: Past) -> Tree | None:
+    """Return where the time went; its lines add up to the whole."""
+    book = past.ledger
+    if not book.whole_s:
+        return None
+    whole_worker_s = sum(book.worker_s.values())
+    rows = [
+        {
+            "kind": kind,
+            "label": label,
+            "seconds": words.duration(book.seconds[kind]),
+            "share": words.share(book.worker_s[kind] / whole_worker_s if whole_worker_s else 0.0),
+            "width": 100 * book.worker_s[kind] / whole_worker_s if whole_worker_s else 0.0,
+            "exact": f"{book.seconds[kind]:.3f}",
+        }
+        for kind, label in LINES.items()
+        if book.seconds[kind] > 0
+    ]
+    between = sum(
+        max(0.0, after.begun_s - before.ended_s)
+        for before, after in zip(past.tries, past.tries[1:], strict=False)
+    )
+    return {
+        "rows": rows,
+        "startup": [(part, words.duration(seconds)) for part, seconds in book.startup.items()],
+        "whole": words.duration(book.whole_s),
+        "whole_exact": f"{book.whole_s:.3f}",
+        "worker_hours": f"{whole_worker_s / 3600:,.2f}",
+        "goodput": words.share(book.goodput),
+        "between": words.duration(between) if between > 1 else "",
+        "lost": int(book.is_lost.sum()),
+        "unsaved": int(book.is_unsaved.sum()) if not past.is_done else 0,
+    }
+
+
+def plan(past: Past) -> list[Tree]:
+    """Return what was planned of each stage beside what was measured."""
+    found = []
+    for name, planned in past.plan.get("stages", {}).items():
+        measured = figures(past, name)
+        rows = [("steps", _number(planned.get("num_steps") or measured.num_steps), _number(measured.steps), "")]
+        step_s = planned.get("step_s")
+        if step_s or measured.step_s:
+            rows.append(("a step (median)", *_pair(step_s, measured.step_s, words.duration)))
+            num_steps = planned.get("num_steps") or measured.num_steps or 0
+            took_s = (measured.step_s or 0.0) * measured.steps
+            if step_s and num_steps:
+                rows.append(("all steps", *_pair(step_s * num_steps, took_s or None, words.duration)))
+        rows += _memory(past, name, planned)
+        found.append({"name": name, "rows": rows})
+    return found
+
+
+def _memory(past: Past, name: str, planned: Tree) -> list[tuple[str, str, str, str]]:
+    """Bytes of a worker at the peak."""
+    compared = past.summary.get("stages", {}).get(name, {}).get("memory", {})
+    used = past.stages.get(name, {}).get("memory", {})
+    on_gpu = bool(past.plan.get("cluster", {}).get("accelerator"))
+    rows = []
+    for place, label in (("device", "GPU memory of a worker"), ("host", "host memory of a worker")):
+        said = compared.get(place, {}).get("predicted")
+        if said is None and on_gpu and place == "device":
+            said = planned.get("device_bytes")
+        was = compared.get(place, {}).get("used") or used.get(place)
+        if said or was:
+            rows.append((label, *_pair(said, was, size)))
+    room = planned.get("device_room") if on_gpu else None
+    if room:
+        rows.append(("GPU memory to plan with", size(room), "", ""))
+    return rows
+
+
+def how(past: Past) -> Tree | None:
+    """Return the recipe, and the commands that make the run again."""
+    if not past.recipe_text:
+        return None
+    directory = past.run_dir.absolute()
+    workers = past.summary.get("num_workers") or (past.tries[-1].num_workers if past.tries else None)
+    again = ["python", "launcher/run.py", str(directory / "recipe.yaml"), "--ds", str(directory / "ds.json")]
+    again += ["--workers", str(workers)] if workers else []
+    return {
+        "command": past.report.get("environment", {}).get("command", ""),
+        "again": shlex.join([*again, "--name", f"{past.name}-again"]),
+        "short": _short_recipe(past.recipe) or past.recipe_text,
+        "whole": past.recipe_text,
+        "ds": json.dumps(past.ds, indent=1) if past.ds else "",
+        "ds_name": past.plan.get("ds", ""),
+    }
+
+
+def environment(past: Past) -> Pairs:
+    """Return on what, and with what, the run was made."""
+    told = past.report.get("environment", {})
+    rows: Pairs = [(name, each) for name, each in told.get("versions", {}).items()]
+    if commit := told.get("commit"):
+        rows.append(("git commit", commit))
+    cluster = past.plan.get("cluster", {})
+    if cluster:
+        device = (cluster.get("accelerator") or {}).get("name") or cluster.get("device")
+        rows.append(("cluster", f"{cluster.get('num_nodes')} × {cluster.get('workers_per_node')} {device}"))
+    begins = [e for e in past.record.events if e["kind"] == "stage_begin"]
+    counts = dict.fromkeys(str(e["num_workers"]) for e in begins if "num_workers" in e)
+    if counts:
+        rows.append(("workers", ", then ".join(counts)))
+    hosts = list(told.get("hosts", {}).values()) or [e["host"] for e in begins if "host" in e]
+    if hosts:
+        names = sorted(set(hosts))
+        rows.append(("hosts of workers", ", ".join(names[:16]) + (f" and {len(names) - 16} more" if len(names) > 16 else "")))
+    if driver := told.get("driver") or past.verdict.get("host"):
+        rows.append(("host of the driver", driver))
+    if system := told.get("system"):
+        rows.append(("system", system))
+    return rows
+
+
+def _short_recipe(tree: Tree) -> str:
+    """What the recipe says beyond the defaults."""
+    try:
+        asked = recipes.parse(tree).model_dump(mode="json", exclude_defaults=True)
+    except ValidationError:
+        return ""
+    return yaml.safe_dump(asked, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _cost(cost: Tree) -> str:
+    parts = []
+    if cost.get("steps"):
+        parts.append(f"{cost['steps']:,} steps and {words.duration(cost['seconds'])} since the last checkpoint")
+    if cost.get("restarts"):
+        again = f", {cost['again']:,} steps trained again" if cost.get("again") else ""
+        parts.append(f"{cost['restarts']} restarts, {words.duration(cost['restart_s'])}{again}")
+    return "; ".join(parts)
+
+
+def _of(measured: StageFigures) -> str:
+    is_short = measured.num_steps and measured.steps < measured.num_steps
+    return f" of {measured.num_steps:,}" if is_short else ""
+
+
+def _number(number: int | None) -> str:
+    return "–" if number is None else f"{number:,}"
+
+
+def _pair(said: Any, was: Any, name: Any) -> tuple[str, str, str]:
+    ratio = f"{was / said:.2f} ×" if said and was else ""
+    return name(said) if said else "–", name(was) if was else "–", ratio
