@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import os
 import platform
 import shlex
@@ -18,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from launcher import failures, oom_kills, probes, storage, verdict
+from launcher import afterwards, failures, oom_kills, probes, storage, verdict
 from launcher.errors import Hang, LauncherError, OutOfMemory
 from launcher.report import history, startup
 from launcher.report.forecast import size
@@ -159,7 +158,9 @@ class Ending:
     ) -> None:
         now_s = time.time()
         if self.lives:
-            self.environment["hosts"] = {str(rank): host for rank, host in history.of(self.lives, []).hosts.items()}
+            self.environment["hosts"] = {
+                str(rank): host for rank, host in history.of(self.lives, []).hosts.items()
+            }
         report = {
             "verdict": judged,
             "begun": round(self.begun_s, 3),
@@ -176,18 +177,7 @@ class Ending:
             if judged["kind"] != RUNNING or not self.ended.is_set():
                 storage.write_json(self.run_dir / REPORT, report)
         if judged["kind"] != RUNNING:
-            self._tell_afterwards()
-
-    def _tell_afterwards(self) -> None:
-        """Write what people read afterwards. Whatever goes wrong with it, the run ends as it ends."""
-        try:
-            # Imported late: a start needs no charts.
-            from launcher.report import card, page
-
-            self.page = page.write(self.run_dir)
-            card.write_all(self.run_dir)
-        except (Exception, KeyboardInterrupt) as error:
-            logging.getLogger(__name__).warning("report.html or a model card is not written: %r", error)
+            self.page = afterwards.tell(self.run_dir)
 
 
 def before_a_run(error: BaseException) -> str:
@@ -210,7 +200,9 @@ def _earlier(run_dir: Path) -> list[dict[str, Any]]:
     if old is None and not last:
         return []
     earlier = list(old["earlier"]) if old else []
-    short = {name: old[name] for name in ("begun", "ended", "seconds", "startup") if name in old} if old else {}
+    short = (
+        {name: old[name] for name in ("begun", "ended", "seconds", "startup") if name in old} if old else {}
+    )
     if old:
         short["events"] = [e for e in old["events"] if e["kind"] not in ROUTINE][-MOST_EVENTS:]
     if old and old["verdict"]["kind"] != RUNNING:

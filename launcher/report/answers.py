@@ -86,6 +86,6 @@ def _sample(told: Mapping[str, Any]) -> dict[str, Any]:
 
 def _text(told: Any) -> str:
     if told is None:
-        return "–"
+        return "-"
     text = told if isinstance(told, str) else json.dumps(told, ensure_ascii=False)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"

@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from launcher.report.ledger import LINES, Span
@@ -105,11 +106,13 @@ class Axes:
     Attributes:
         x_name: under them.
         is_log: whether values stand by their logarithm.
+        least_range: that values span at least, so that rounding does not look like a change.
         marks: places at which something broke, as upright lines.
     """
 
     x_name: str = "step"
     is_log: bool = False
+    least_range: float = 0.0
     marks: Sequence[float] = field(default_factory=tuple)
 
 
@@ -129,6 +132,13 @@ def lines(title: str, series: Sequence[Series], axes: Axes | None = None) -> Cha
             plot.axvline(place, color=_KINDS["restart"], linewidth=1.0, linestyle=":")
         if axes.is_log:
             plot.set_yscale("log")
+            plot.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+            plot.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            plot.yaxis.set_minor_formatter(NullFormatter())
+        elif axes.least_range:
+            low, high = plot.get_ylim()
+            missing = max(0.0, axes.least_range - (high - low)) / 2
+            plot.set_ylim(low - missing, high + missing)
         plot.set_xlabel(axes.x_name)
         plot.margins(x=0.01)
         svg = _svg(figure, title)

@@ -142,7 +142,9 @@ def _of_record(event: Mapping[str, Any]) -> Line | None:
             text = f"{event.get('stage')} again, after {event.get('last')}: {metrics}"
             return Line(event["time"], "calm", "evaluation", text)
         case "checkpoint":
-            text = f"{place} saved, {size(event.get('bytes', 0))} in {words.duration(event.get('save_s', 0.0))}"
+            text = (
+                f"{place} saved, {size(event.get('bytes', 0))} in {words.duration(event.get('save_s', 0.0))}"
+            )
             return Line(event["time"], "calm", "checkpoint", text)
         case "export":
             return Line(event["time"], "good", "export", f"the model of stage {event['stage']} is written")

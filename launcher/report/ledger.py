@@ -267,9 +267,7 @@ def _lives(record: Record) -> list[_Life]:
     for i, after in zip(begins, ends, strict=True):
         event = record.events[i]
         workers, first = int(event.get("num_workers", 1)), record.places[i]
-        found.append(
-            _Life(event["stage"], int(event["start"]), event["time"], workers, i, first, after)
-        )
+        found.append(_Life(event["stage"], int(event["start"]), event["time"], workers, i, first, after))
     return found
 
 

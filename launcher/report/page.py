@@ -6,7 +6,7 @@ from typing import Any
 import jinja2
 
 from launcher import storage
-from launcher.report import answers, charts, events, past, plots, sections, words
+from launcher.report import answers, charts, events, measured, past, plots, sections, words
 from launcher.report.ledger import LINES
 from launcher.report.past import Past
 
@@ -36,7 +36,9 @@ def write(run_dir: Path, path: Path | None = None) -> Path:
 def html(told: Past) -> str:
     """Return the page of a run."""
     stages = sections.stages(told)
-    answered = {name: answers.told(each["examples"]) for name, each in told.stages.items() if "examples" in each}
+    answered = {
+        name: answers.told(each["examples"]) for name, each in told.stages.items() if "examples" in each
+    }
     return template("run.html").render(
         title=told.name,
         head=sections.head(told),
@@ -54,7 +56,7 @@ def html(told: Past) -> str:
         strip=_strip(told),
         events=events.told(told),
         checkpoints=events.checkpoints(told),
-        plan=sections.plan(told),
+        plan=measured.plan(told),
         answers={name: each for name, each in answered.items() if each},
         how=sections.how(told),
         environment=sections.environment(told),

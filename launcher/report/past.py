@@ -82,7 +82,9 @@ def read(run_dir: Path) -> Past:
         BadInput: it is no run's.
     """
     if not any((run_dir / name).is_file() for name in ("recipe.yaml", "metrics.jsonl", "report.json")):
-        raise BadInput(f"{run_dir}: no recipe.yaml, metrics.jsonl or report.json there: give the directory of a run")
+        raise BadInput(
+            f"{run_dir}: no recipe.yaml, metrics.jsonl or report.json there: give the directory of a run"
+        )
     report = _tree(run_dir / "report.json")
     record = curves.read(run_dir / "metrics.jsonl")
     text, recipe = _recipe(run_dir / "recipe.yaml")
@@ -168,4 +170,3 @@ def _is_alive(verdict: Tree) -> bool:
     if verdict.get("host") != socket.gethostname():
         return True
     return Path(f"/proc/{verdict.get('pid')}").exists()
-

@@ -7,10 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launcher.report import charts, curves
-from launcher.report.charts import Axes, Chart, Series
+from launcher.report.charts import NUM_COLOURS, Axes, Chart, Series
 from launcher.report.curves import Floats, Record
 from launcher.report.past import Past
 
+__all__ = ["NUM_COLOURS", "Wanted", "num_lost", "of_run", "of_runs", "wanted"]
 _WELL_KNOWN = frozenset(
     "time step loss lr gradient_norm epoch targets samples tokens slots data_s step_s".split()
 )
@@ -66,7 +67,7 @@ def of_runs(pasts: Sequence[tuple[str, Past]], stage: str) -> list[Chart]:
     titles = dict.fromkeys(title for _, found in by_run for title in found)
     drawn = []
     for title in titles:
-        group = [(name, found[title] if title in found else None) for name, found in by_run]
+        group = [(name, found.get(title)) for name, found in by_run]
         if any(each is not None and len(each.x) > 1 for _, each in group):
             drawn.append(_chart(title, group, (), is_overlaid=True))
     return drawn
@@ -150,7 +151,10 @@ def _chart(
             aside = curves.thinned(each.aside_x, each.aside_y)
             x, y = _broken(aside.x, aside.y)
             series.append(Series(f"{name}, trained again later", x, y, colour=colour + 4, is_aside=True))
-    return charts.lines(title, series, Axes(is_log=_is_steep(title, series), marks=marks[:50]))
+    # Metrics are shares of 1 mostly; what they differ by beyond the third place is of no interest.
+    is_share = all(each.dots for _, each in group if each is not None)
+    axes = Axes(is_log=_is_steep(title, series), least_range=0.02 if is_share else 0.0, marks=marks[:50])
+    return charts.lines(title, series, axes)
 
 
 def _range(y: Floats, width: int) -> tuple[Floats, Floats]:

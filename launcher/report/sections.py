@@ -2,63 +2,18 @@
 
 import json
 import shlex
-from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import yaml
 from pydantic import ValidationError
 
 from launcher import recipe as recipes
 from launcher.report import words
-from launcher.report.forecast import size
 from launcher.report.ledger import LINES
+from launcher.report.measured import StageFigures, figures
 from launcher.report.past import LOST, RUNNING, Past, Tree
 
 _CALM = (RUNNING, "unknown", "stopped by the user", "preempted")
 Pairs = list[tuple[str, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class StageFigures:
-    """What is measured of a stage.
-
-    Attributes:
-        steps: that count.
-        num_steps: that were planned; None: unknown.
-        tokens, samples: of these steps.
-        step_s: the median of a step; None without steps.
-        tokens_per_s: over all of these steps; None without.
-    """
-
-    steps: int
-    num_steps: int | None
-    tokens: float
-    samples: float
-    step_s: float | None
-    tokens_per_s: float | None
-
-
-def figures(past: Past, stage: str) -> StageFigures:
-    """Return what is measured of a stage."""
-    record = past.record
-    begins = [e for e in record.events if e["kind"] == "stage_begin" and e["stage"] == stage]
-    num_steps = begins[-1]["num_steps"] if begins else None
-    if stage not in record.stages:
-        done = past.stages.get(stage, {})
-        return StageFigures(done.get("steps", 0), num_steps, 0.0, float(done.get("samples", 0)), None, None)
-    here = (record.stage == record.stages.index(stage)) & ~past.ledger.is_lost
-    took = record.column("step_s")[here]
-    tokens = float(np.nansum(record.column("tokens")[here]))
-    seconds = float(np.nansum(took))
-    return StageFigures(
-        steps=int(record.step[here].max(initial=0)),
-        num_steps=num_steps,
-        tokens=tokens,
-        samples=float(np.nansum(record.column("samples")[here])),
-        step_s=float(np.nanmedian(took)) if len(took) else None,
-        tokens_per_s=tokens / seconds if seconds else None,
-    )
 
 
 def head(past: Past) -> Tree:
@@ -95,11 +50,17 @@ def tiles(past: Past) -> list[tuple[str, str, str]]:
     for name in stages[-1:]:
         for metric, each in list(past.metrics(name).items())[:1]:
             gain = past.summary.get("transfer", {}).get("gain")
-            found.append((f"{metric} of {name}", words.value(each), f"{gain:+.4f} by transfer" if gain else ""))
+            found.append(
+                (f"{metric} of {name}", words.value(each), f"{gain:+.4f} by transfer" if gain else "")
+            )
     measured = [figures(past, name) for name in past.stages]
     planned = [each.num_steps for each in measured]
     steps = sum(each.steps for each in measured)
-    of = f"of {sum(n for n in planned if n):,}" if all(planned) and steps < sum(n or 0 for n in planned) else ""
+    of = (
+        f"of {sum(n for n in planned if n):,}"
+        if all(planned) and steps < sum(n or 0 for n in planned)
+        else ""
+    )
     found.append(("steps", f"{steps:,}", of))
     if tokens := sum(each.tokens for each in measured):
         found.append(("tokens trained on", f"{tokens:,.0f}", ""))
@@ -112,7 +73,7 @@ def tiles(past: Past) -> list[tuple[str, str, str]]:
         lost = int(past.ledger.is_lost.sum())
         found.append(("restarts", str(restarts), f"{lost:,} steps trained again" if lost else ""))
     if price := past.plan.get("cluster", {}).get("price_per_hour"):
-        found.append(("cost", f"{price * past.ledger.whole_s / 3600:,.2f}", "price × time of all tries"))
+        found.append(("cost", f"{price * past.ledger.whole_s / 3600:,.2f}", "price x time of all tries"))
     return found
 
 
@@ -129,20 +90,22 @@ def stages(past: Past) -> list[Tree]:
         if measured.tokens_per_s:
             facts.append(("tokens a second", f"{measured.tokens_per_s:,.0f}"))
         if "num_parameters" in done:
-            facts.append(
-                ("parameters trained", f"{done['num_trainable']:,} of {done['num_parameters']:,}")
-            )
+            facts.append(("parameters trained", f"{done['num_trainable']:,} of {done['num_parameters']:,}"))
+        facts += _data(past, name)
         if "padding" in done:
             facts.append(("padding", words.share(done["padding"])))
         if "best_step" in done:
             facts.append(("best step", f"{done['best_step']:,} (exported)"))
         summed = past.summary.get("stages", {}).get(name, {})
         if "verified" in summed:
-            facts.append(("export", f"read back; logits differ by {summed['verified']:.2g} of their size"))
+            differs = f"differ by {summed['verified']:.2g}" if summed["verified"] else "are equal"
+            facts.append(("export, read back", f"logits {differs}"))
         found.append(
             {
                 "name": name,
-                "task": "the last stage without the others" if name == "baseline" else past.asked(name).get("task"),
+                "task": "the last stage without the others"
+                if name == "baseline"
+                else past.asked(name).get("task"),
                 "is_done": "steps" in done,
                 "metrics": [(key, words.value(each)) for key, each in past.metrics(name).items()],
                 "facts": facts,
@@ -150,6 +113,18 @@ def stages(past: Past) -> list[Tree]:
             }
         )
     return found
+
+
+def _data(past: Past, stage: str) -> Pairs:
+    """The size of a stage's data, and what of it was left out."""
+    found = past.plan.get("data", {}).get(stage, {})
+    rows: Pairs = [
+        (f"rows to {verb}", f"{found[split]['rows']:,}")
+        for split, verb in (("train", "train on"), ("eval", "evaluate on"))
+        if found.get(split, {}).get("rows")
+    ]
+    names = (("bad", "bad rows left out"), ("skipped", "rows without loss left out"), ("cut", "samples cut"))
+    return rows + [(name, f"{n:,}") for key, name in names if (n := found.get("train", {}).get(key))]
 
 
 def transfer(past: Past) -> Tree | None:
@@ -160,7 +135,13 @@ def transfer(past: Past) -> Tree | None:
         if "after" in stage and name not in forgetting:
             forgetting[name] = {"before": stage.get("metrics", {}), "after": stage["after"]}
     rows = [
-        (name, metric, words.value(before), words.value(each["after"][metric]), words.signed(each["after"][metric] - before))
+        (
+            name,
+            metric,
+            words.value(before),
+            words.value(each["after"][metric]),
+            words.signed(each["after"][metric] - before),
+        )
         for name, each in forgetting.items()
         for metric, before in each["before"].items()
         if metric in each["after"]
@@ -216,43 +197,6 @@ def ledger(past: Past) -> Tree | None:
     }
 
 
-def plan(past: Past) -> list[Tree]:
-    """Return what was planned of each stage beside what was measured."""
-    found = []
-    for name, planned in past.plan.get("stages", {}).items():
-        measured = figures(past, name)
-        rows = [("steps", _number(planned.get("num_steps") or measured.num_steps), _number(measured.steps), "")]
-        step_s = planned.get("step_s")
-        if step_s or measured.step_s:
-            rows.append(("a step (median)", *_pair(step_s, measured.step_s, words.duration)))
-            num_steps = planned.get("num_steps") or measured.num_steps or 0
-            took_s = (measured.step_s or 0.0) * measured.steps
-            if step_s and num_steps:
-                rows.append(("all steps", *_pair(step_s * num_steps, took_s or None, words.duration)))
-        rows += _memory(past, name, planned)
-        found.append({"name": name, "rows": rows})
-    return found
-
-
-def _memory(past: Past, name: str, planned: Tree) -> list[tuple[str, str, str, str]]:
-    """Bytes of a worker at the peak."""
-    compared = past.summary.get("stages", {}).get(name, {}).get("memory", {})
-    used = past.stages.get(name, {}).get("memory", {})
-    on_gpu = bool(past.plan.get("cluster", {}).get("accelerator"))
-    rows = []
-    for place, label in (("device", "GPU memory of a worker"), ("host", "host memory of a worker")):
-        said = compared.get(place, {}).get("predicted")
-        if said is None and on_gpu and place == "device":
-            said = planned.get("device_bytes")
-        was = compared.get(place, {}).get("used") or used.get(place)
-        if said or was:
-            rows.append((label, *_pair(said, was, size)))
-    room = planned.get("device_room") if on_gpu else None
-    if room:
-        rows.append(("GPU memory to plan with", size(room), "", ""))
-    return rows
-
-
 def how(past: Past) -> Tree | None:
     """Return the recipe, and the commands that make the run again."""
     if not past.recipe_text:
@@ -280,7 +224,7 @@ def environment(past: Past) -> Pairs:
     cluster = past.plan.get("cluster", {})
     if cluster:
         device = (cluster.get("accelerator") or {}).get("name") or cluster.get("device")
-        rows.append(("cluster", f"{cluster.get('num_nodes')} × {cluster.get('workers_per_node')} {device}"))
+        rows.append(("cluster", f"{cluster.get('num_nodes')} x {cluster.get('workers_per_node')} {device}"))
     begins = [e for e in past.record.events if e["kind"] == "stage_begin"]
     counts = dict.fromkeys(str(e["num_workers"]) for e in begins if "num_workers" in e)
     if counts:
@@ -288,7 +232,12 @@ def environment(past: Past) -> Pairs:
     hosts = list(told.get("hosts", {}).values()) or [e["host"] for e in begins if "host" in e]
     if hosts:
         names = sorted(set(hosts))
-        rows.append(("hosts of workers", ", ".join(names[:16]) + (f" and {len(names) - 16} more" if len(names) > 16 else "")))
+        rows.append(
+            (
+                "hosts of workers",
+                ", ".join(names[:16]) + (f" and {len(names) - 16} more" if len(names) > 16 else ""),
+            )
+        )
     if driver := told.get("driver") or past.verdict.get("host"):
         rows.append(("host of the driver", driver))
     if system := told.get("system"):
@@ -308,7 +257,9 @@ def _short_recipe(tree: Tree) -> str:
 def _cost(cost: Tree) -> str:
     parts = []
     if cost.get("steps"):
-        parts.append(f"{cost['steps']:,} steps and {words.duration(cost['seconds'])} since the last checkpoint")
+        parts.append(
+            f"{cost['steps']:,} steps and {words.duration(cost['seconds'])} since the last checkpoint"
+        )
     if cost.get("restarts"):
         again = f", {cost['again']:,} steps trained again" if cost.get("again") else ""
         parts.append(f"{cost['restarts']} restarts, {words.duration(cost['restart_s'])}{again}")
@@ -318,12 +269,3 @@ def _cost(cost: Tree) -> str:
 def _of(measured: StageFigures) -> str:
     is_short = measured.num_steps and measured.steps < measured.num_steps
     return f" of {measured.num_steps:,}" if is_short else ""
-
-
-def _number(number: int | None) -> str:
-    return "–" if number is None else f"{number:,}"
-
-
-def _pair(said: Any, was: Any, name: Any) -> tuple[str, str, str]:
-    ratio = f"{was / said:.2f} ×" if said and was else ""
-    return name(said) if said else "–", name(was) if was else "–", ratio

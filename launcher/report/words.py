@@ -12,7 +12,11 @@ def duration(seconds: float) -> str:
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
-    for unit, small, name, small_name in ((86400, 3600, "d", "h"), (3600, 60, "h", "min"), (60, 1, "min", "s")):
+    for unit, small, name, small_name in (
+        (86400, 3600, "d", "h"),
+        (3600, 60, "h", "min"),
+        (60, 1, "min", "s"),
+    ):
         if whole >= unit:
             return f"{whole // unit:,} {name} {whole % unit // small:02d} {small_name}"
     return f"{seconds:.1f} s"
@@ -28,7 +32,7 @@ def share(part: float) -> str:
 def value(number: Any) -> str:
     """Return a figure with as many places as one reads."""
     if isinstance(number, bool) or not isinstance(number, int | float):
-        return "–" if number is None else str(number)
+        return "-" if number is None else str(number)
     if isinstance(number, int):
         return f"{number:,}"
     if not math.isfinite(number):
