@@ -16,6 +16,7 @@ from launcher.errors import LauncherError, StorageError  # noqa: E402
 
 if TYPE_CHECKING:
     from launcher.report.comparison import Comparison
+    from launcher.report.past import Past
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,23 +46,29 @@ def _parser() -> argparse.ArgumentParser:
 
 def _compare(run_dirs: list[Path], html: Path | None) -> None:
     # Imported late: --help needs no numpy.
-    from launcher.report import comparison, page, past
+    from launcher.report import comparison, past
 
-    expanded = comparison.expanded(run_dirs)
-    found = [past.read(run_dir) for run_dir in expanded]
+    found = [past.read(run_dir) for run_dir in comparison.expanded(run_dirs)]
+    if html is not None:
+        _write(html, run_dirs, found)
     _print(comparison.compare(found))
-    if html is None:
-        return
-    seeds = storage.read_json(run_dirs[0] / "summary.json") if len(run_dirs) == 1 < len(found) else None
+    if html is not None:
+        print(f"page: {html}")
+
+
+def _write(html: Path, run_dirs: list[Path], found: "list[Past]") -> None:
+    """Write the page of several runs, or of one its report."""
+    from launcher.report import comparison, page
+
     if len(found) == 1:
         text = page.html(found[0])
     else:
+        seeds = storage.read_json(run_dirs[0] / "summary.json") if len(run_dirs) == 1 else None
         text = comparison.html(found, " · ".join(each.absolute().name for each in run_dirs[:4]), seeds)
     try:
         storage.write_text(html, text)
     except OSError as error:
         raise StorageError(f"--html {html}: cannot be written: {error.strerror}") from None
-    print(f"page: {html}")
 
 
 def _print(compared: "Comparison") -> None:

@@ -163,12 +163,7 @@ def _in_a_line(value: Any) -> Any:
 def _data(told: Past, stage: str, asked: Tree, split: str) -> Tree:
     """The names of a split's data sets, and what is known of their size."""
     sizes = told.plan.get("data", {}).get(stage, {}).get(split) or {}
-    names = [
-        {"name": name, "columns": each.get("columns") or {}, "is_on_the_hub": bool(_ON_THE_HUB.match(path))}
-        for each in asked.get("data", {}).get(split) or []
-        for path in _paths(each)
-        for name in [_last_part(path)]
-    ]
+    names = _names(asked, split)
     return {"names": names, "fraction": asked.get("data", {}).get("eval_fraction"), **sizes}
 
 

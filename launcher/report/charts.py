@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from launcher.report.ledger import LINES, Span
@@ -125,7 +125,7 @@ def lines(title: str, series: Sequence[Series], axes: Axes | None = None) -> Cha
             colour = _SERIES[each.colour % NUM_COLOURS]
             if each.low is not None and each.high is not None:
                 plot.fill_between(each.x, each.low, each.high, color=colour, alpha=0.18, linewidth=0)
-            dash, width = ("--", 1.0) if each.is_aside else ("-", 1.6)
+            dash, width = ("--", 1.4) if each.is_aside else ("-", 1.6)
             marker = "o" if each.dots or len(each.x) == 1 else None
             plot.plot(each.x, each.y, ls=dash, lw=width, marker=marker, ms=3.5, color=colour)
         for place in axes.marks:
@@ -139,6 +139,7 @@ def lines(title: str, series: Sequence[Series], axes: Axes | None = None) -> Cha
             low, high = plot.get_ylim()
             missing = max(0.0, axes.least_range - (high - low)) / 2
             plot.set_ylim(low - missing, high + missing)
+        plot.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
         plot.set_xlabel(axes.x_name)
         plot.margins(x=0.01)
         svg = _svg(figure, title)

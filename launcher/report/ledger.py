@@ -262,7 +262,7 @@ class _Sweep:
 
 def _lives(record: Record) -> list[_Life]:
     begins = [i for i, event in enumerate(record.events) if event["kind"] == "stage_begin"]
-    ends = [record.places[i] for i in begins[1:]] + [len(record.step)]
+    ends = [*(record.places[i] for i in begins[1:]), len(record.step)][: len(begins)]
     found = []
     for i, after in zip(begins, ends, strict=True):
         event = record.events[i]

@@ -1,7 +1,9 @@
 """report.html: one file that tells a whole run, opens without a network, and is read on a telephone too."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 
@@ -12,6 +14,7 @@ from launcher.report.past import Past
 
 FILE = "report.html"
 _MOST_TRIES = 10
+T = TypeVar("T")
 
 
 def write(run_dir: Path, path: Path | None = None) -> Path:
@@ -34,32 +37,38 @@ def write(run_dir: Path, path: Path | None = None) -> Path:
 
 
 def html(told: Past) -> str:
-    """Return the page of a run."""
-    stages = sections.stages(told)
-    answered = {
-        name: answers.told(each["examples"]) for name, each in told.stages.items() if "examples" in each
-    }
+    """Return the page of a run. A section that cannot be made is left out, and the page says so."""
+    left_out: list[str] = []
+
+    def made(name: str, make: Callable[[], T]) -> T | None:
+        try:
+            return make()
+        except Exception as error:  # A file of another version, or mended by hand: the rest is worth showing.
+            left_out.append(f"{name} ({type(error).__name__}: {error})")
+            return None
+
     return template("run.html").render(
         title=told.name,
-        head=sections.head(told),
+        head=made("how it ended", lambda: sections.head(told)) or {},
         begun=words.clock(told.tries[0].begun_s) if told.tries else "",
         zone=words.zone(),
-        tiles=sections.tiles(told),
-        stages=stages,
-        transfer=sections.transfer(told),
-        curves=[
-            {"name": name, "charts": drawn, "lost": plots.num_lost(told, name)}
-            for name in told.stages
-            if (drawn := plots.of_run(told, name))
-        ],
-        ledger=sections.ledger(told),
-        strip=_strip(told),
-        events=events.told(told),
-        checkpoints=events.checkpoints(told),
-        plan=measured.plan(told),
-        answers={name: each for name, each in answered.items() if each},
-        how=sections.how(told),
-        environment=sections.environment(told),
+        tiles=made("the figures on top", lambda: sections.tiles(told)),
+        stages=made("stages", lambda: sections.stages(told)),
+        transfer=made("transfer", lambda: sections.transfer(told)),
+        curves=[made(f"curves of {name}", partial(_curves, told, name)) for name in told.stages],
+        ledger=made("where the time went", lambda: sections.ledger(told)),
+        strip=made("the drawing of the tries", lambda: _strip(told)),
+        events=made("what happened", lambda: events.told(told)),
+        checkpoints=made("checkpoints", lambda: events.checkpoints(told)),
+        plan=made("the plan", lambda: measured.plan(told)),
+        answers={
+            name: made(f"answers of {name}", partial(answers.told, stage["examples"]))
+            for name, stage in told.stages.items()
+            if "examples" in stage
+        },
+        how=made("how to make it again", lambda: sections.how(told)),
+        environment=made("made with", lambda: sections.environment(told)),
+        left_out=left_out,
     )
 
 
@@ -70,6 +79,10 @@ def template(name: str) -> jinja2.Template:
     found.filters["clock"] = words.clock
     found.globals["kinds"] = tuple(LINES)
     return found.get_template(name)
+
+
+def _curves(told: Past, stage: str) -> dict[str, Any]:
+    return {"name": stage, "charts": plots.of_run(told, stage), "lost": plots.num_lost(told, stage)}
 
 
 def _strip(told: Past) -> dict[str, Any] | None:

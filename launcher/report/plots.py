@@ -147,7 +147,7 @@ def _chart(
             low, high = _range(thin.y, len(thin.y) // 40)
         dots = each.dots and len(thin.x) <= 60
         series.append(Series(name, thin.x, y, low, high, colour=colour, dots=dots))
-        if len(each.aside_x) and not is_overlaid:
+        if len(each.aside_x) and _is_loss(each.title) and not is_overlaid:
             aside = curves.thinned(each.aside_x, each.aside_y)
             x, y = _broken(aside.x, aside.y)
             series.append(Series(f"{name}, trained again later", x, y, colour=colour + 4, is_aside=True))
