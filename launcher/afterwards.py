@@ -19,15 +19,21 @@ def tell(run_dir: Path) -> Path | None:
     """
 
     # Imported late, here and below: a start needs no charts.
+    from launcher.report import past
+
+    told = _tried(lambda: past.read(run_dir), run_dir, "report.html")
+    if told is None:
+        return None
+
     def write() -> Path:
         from launcher.report import page
 
-        return page.write(run_dir)
+        return page.write(told)
 
     def write_cards() -> None:
         from launcher.report import card
 
-        card.write_all(run_dir)
+        card.write_all(told)
 
     written = _tried(write, run_dir, "report.html")
     _tried(write_cards, run_dir, "the models' cards")

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 from launcher import storage
-from launcher.report import measured, past, words
+from launcher.report import measured, words
 from launcher.report.past import Past, Tree
 
 FILE = "README.md"
@@ -44,20 +44,19 @@ _LANGUAGES = {
 """Of those that a prefix such as `translate English to German: ` names."""
 
 
-def write_all(run_dir: Path) -> list[Path]:
+def write_all(told: Past) -> list[Path]:
     """Write the card of every stage that is exported, beside its model; what a README says already stays below it.
 
     Returns:
         The cards.
 
     Raises:
-        BadInput: this is no run's directory.
         OSError: a card cannot be written.
     """
-    told, written = past.read(run_dir), []
+    written = []
     for name in told.stages:
         for folder, library in EXPORTS.items():
-            directory = run_dir / "stages" / name / folder
+            directory = told.run_dir / "stages" / name / folder
             if directory.is_dir():
                 path = directory / FILE
                 storage.write_text(path, text(told, name, library) + _rest(path))

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import jinja2
 
 from launcher import storage
-from launcher.report import answers, charts, events, measured, past, plots, sections, words
+from launcher.report import answers, charts, events, measured, plots, sections, words
 from launcher.report.ledger import LINES
 from launcher.report.past import Past
 
@@ -17,22 +17,21 @@ _MOST_TRIES = 10
 T = TypeVar("T")
 
 
-def write(run_dir: Path, path: Path | None = None) -> Path:
+def write(told: Past, path: Path | None = None) -> Path:
     """Write the page of a run.
 
     Args:
-        run_dir: the run's; whatever of its files is missing leaves its section out.
+        told: the run; whatever of its files is missing leaves its section out.
         path: where to; default: report.html in the run directory.
 
     Returns:
         Where it is.
 
     Raises:
-        BadInput: this is no run's directory.
         OSError: the page cannot be written.
     """
-    path = path or run_dir / FILE
-    storage.write_text(path, html(past.read(run_dir)))
+    path = path or told.run_dir / FILE
+    storage.write_text(path, html(told))
     return path
 
 

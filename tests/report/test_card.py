@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from launcher.report import card
+from launcher.report import card, past
 from launcher.tasks.crf import READ_ME
 from tests.report.directories import RECIPE, killed_run, write
 
@@ -19,7 +19,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _card(run_dir: Path, folder: str = "export") -> tuple[dict[str, Any], str]:
     """Front matter and body, as the Hub's own reader sees them."""
-    (path,) = [path for path in card.write_all(run_dir) if path.parent.name == folder]
+    (path,) = [path for path in card.write_all(past.read(run_dir)) if path.parent.name == folder]
     found = ModelCard.load(path)
     return found.data.to_dict(), found.text
 
@@ -55,9 +55,9 @@ def test_no_private_path_is_told(run_dir: Path) -> None:
 def test_what_a_read_me_says_stays_once(run_dir: Path) -> None:
     path = run_dir / "stages/chat/export/README.md"
     path.write_text(READ_ME, encoding="utf-8")
-    card.write_all(run_dir)
+    card.write_all(past.read(run_dir))
     first = path.read_text(encoding="utf-8")
-    card.write_all(run_dir)
+    card.write_all(past.read(run_dir))
     again = path.read_text(encoding="utf-8")
     assert again == first and first.count(READ_ME.strip()) == 1
     assert first.startswith("---\n") and first.count("\nmodel-index:") == 1

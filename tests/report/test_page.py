@@ -67,7 +67,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _parsed(run_dir: Path) -> Parsed:
-    told = Parsed(page.write(run_dir).read_text(encoding="utf-8"))
+    told = Parsed(page.write(past.read(run_dir)).read_text(encoding="utf-8"))
     assert "Left out" not in told.text
     return told
 
@@ -101,7 +101,7 @@ def test_the_ledger_on_the_page_adds_up(run_dir: Path) -> None:
 
 
 def test_the_page_needs_no_network_and_shows_by_day_and_by_night(run_dir: Path) -> None:
-    text = page.write(run_dir).read_text(encoding="utf-8")
+    text = page.write(past.read(run_dir)).read_text(encoding="utf-8")
     for _, attributes in Parsed(text).tags:
         assert "src" not in attributes and "srcset" not in attributes
         assert (attributes.get("href") or attributes.get("xlink:href") or "#").startswith("#")
@@ -116,7 +116,7 @@ def test_the_page_needs_no_network_and_shows_by_day_and_by_night(run_dir: Path) 
 
 
 def test_curves_hold_each_step_once_and_lost_work_aside(run_dir: Path) -> None:
-    text = page.write(run_dir).read_text(encoding="utf-8")
+    text = page.write(past.read(run_dir)).read_text(encoding="utf-8")
     points = [
         json.loads(each) for each in re.findall(r'<script type="application/json">(.*?)</script>', text)
     ]
@@ -135,7 +135,7 @@ def test_what_users_wrote_is_text(run_dir: Path) -> None:
     matrix = {"labels": [EVIL, "b"], "counts": [[3, 1], [0, 2]]}
     examples = {"task": EVIL, "num": 6, "of": 10, "matrix": matrix, "samples": [sample]}
     write(run_dir, "stages/chat/examples.json", examples)
-    text = page.write(run_dir).read_text(encoding="utf-8")
+    text = page.write(past.read(run_dir)).read_text(encoding="utf-8")
     told = Parsed(text)
     assert EVIL not in text and EVIL in told.text
     assert not [
@@ -203,7 +203,7 @@ def test_each_file_alone_gives_a_page(run_dir: Path, tmp_path: Path) -> None:
         shutil.copy(run_dir / name, alone)
         assert _parsed(alone).text
     with pytest.raises(BadInput, match="give the directory of a run"):
-        page.write(tmp_path)
+        page.write(past.read(tmp_path))
 
 
 def test_a_file_of_another_shape_costs_its_section_only(run_dir: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_file_of_another_shape_costs_its_section_only(run_dir: Path) -> None:
         "stages/chat/examples.json",
         {"task": "x", "samples": [], "matrix": {"labels": ["a"], "counts": 7}},
     )
-    told = Parsed(page.write(run_dir).read_text(encoding="utf-8"))
+    told = Parsed(page.write(past.read(run_dir)).read_text(encoding="utf-8"))
     assert "Left out" in told.text and "answers of chat" in told.text
     assert told.sections == ["stages", "curves", "ledger", "events", "plan", "how", "environment"]
 
@@ -261,7 +261,7 @@ def test_a_long_run_gives_a_small_page(tmp_path: Path) -> None:
                     )
                     + "\n"
                 )
-    assert page.write(tmp_path).stat().st_size < 1_000_000
+    assert page.write(past.read(tmp_path)).stat().st_size < 1_000_000
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -270,7 +270,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_a_browser_shows_the_value_under_the_cursor(run_dir: Path, tmp_path: Path) -> None:
-    text = page.write(run_dir).read_text(encoding="utf-8")
+    text = page.write(past.read(run_dir)).read_text(encoding="utf-8")
     probe = """<script>
     const plot = document.querySelector("figure.chart .plot"), box = plot.getBoundingClientRect();
     const at = { clientX: box.left + box.width * 0.6, clientY: box.top + 20 };
