@@ -16,7 +16,7 @@ from launcher.errors import ExportFailed
 from launcher.recipe import dump_stage, parse
 from launcher.report import past
 from launcher.verify import verify_stage
-from tests.report.test_page import Parsed
+from tests.report.parsed import Parsed
 from tests.runs import Run, chat_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

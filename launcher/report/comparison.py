@@ -234,7 +234,7 @@ def _flat(key: str, value: Any) -> Tree:
 def _word(value: Any) -> str:
     if value is None:
         return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(value).lower() if isinstance(value, bool) else words.redacted(str(value))
 
 
 def _spread(told: Tree) -> list[tuple[str, str, str, str, str]]:

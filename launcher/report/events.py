@@ -148,6 +148,10 @@ def _of_record(event: Mapping[str, Any]) -> Line | None:
             return Line(event["time"], "calm", "checkpoint", text)
         case "export":
             return Line(event["time"], "good", "export", f"the model of stage {event['stage']} is written")
+        case "examples":
+            fault = f"; {event['fault']}" if event.get("fault") else ""
+            text = f"{event.get('num')} rows of {event.get('stage')} answered, to be looked at{fault}"
+            return Line(event["time"], "calm", "answers", text)
         case "skipped":
             return Line(event["time"], "bad", "numbers", f"{place} skipped: {event.get('fault')}")
     return None

@@ -236,8 +236,8 @@ class _Sweep:
 
     def _tail(self, life: _Life, after: _Life | None) -> None:
         """Book from a life's last step to the next life, or to the end of the try."""
-        kinds = {"eval": "evaluation", "after": "evaluation", "skipped": "skipped", "export": "export"}
-        kinds["checkpoint"] = "checkpoint"
+        kinds = dict.fromkeys(("eval", "after", "examples"), "evaluation")
+        kinds |= {"skipped": "skipped", "export": "export", "checkpoint": "checkpoint"}
         for number in range(life.event + 1, len(self.record.events)):
             event = self.record.events[number]
             if event["kind"] == "stage_begin" or event["time"] > self.each.ended_s:

@@ -30,6 +30,7 @@ class Wanted:
         x, y: of every step or evaluation that counts.
         aside_x, aside_y: of steps that were trained again.
         dots: whether these are few, each of its own weight.
+        is_metric: whether it is of evaluations.
     """
 
     title: str
@@ -38,6 +39,7 @@ class Wanted:
     aside_x: Floats
     aside_y: Floats
     dots: bool = False
+    is_metric: bool = False
 
 
 def of_run(past: Past, stage: str) -> list[Chart]:
@@ -46,7 +48,7 @@ def of_run(past: Past, stage: str) -> list[Chart]:
     drawn = []
     found = wanted(past, stage)
     losses = {title: each for title, each in found.items() if _is_loss(title)}
-    shares = {t: e for t, e in found.items() if e.dots and not _is_loss(t) and len(e.y) and e.y.max() <= 1.0}
+    shares = {t: e for t, e in found.items() if e.is_metric and not _is_loss(t) and e.y.max() <= 1.0}
     for title, group in (("loss", losses), ("metrics", shares)):
         if any(len(each.x) > 1 for each in group.values()):
             name = title if len(group) > 1 else next(iter(group))
@@ -102,7 +104,7 @@ def wanted(past: Past, stage: str) -> dict[str, Wanted]:
             add(f"{name.removesuffix('_bytes').replace('_', ' ')}, GiB", record.column(name) / GIB)
         else:
             add(name.replace("_", " "), record.column(name))
-    return found
+    return found | _used(record, stage)
 
 
 def num_lost(past: Past, stage: str) -> int:
@@ -123,7 +125,20 @@ def _evaluated(record: Record, stage: str) -> dict[str, Wanted]:
         title = "loss in evaluation" if name == "loss" else name
         steps = sorted(step for step, metrics in by_step.items() if name in metrics)
         y = np.array([by_step[step][name] for step in steps], np.float64)
-        found[title] = Wanted(title, np.array(steps, np.float64), y, nothing, nothing, dots=True)
+        x = np.array(steps, np.float64)
+        found[title] = Wanted(title, x, y, nothing, nothing, dots=True, is_metric=True)
+    return found
+
+
+def _used(record: Record, stage: str) -> dict[str, Wanted]:
+    """The memory of rank 0 at the peak so far, as it is told now and then."""
+    told = [e for e in record.events if e["kind"] == "usage" and e.get("stage") == stage and "memory" in e]
+    nothing, found = np.zeros(0), {}
+    for place, title in (("device", "GPU memory of rank 0, GiB"), ("host", "host memory of rank 0, GiB")):
+        here = [(float(e["step"]), e["memory"][place] / GIB) for e in told if e["memory"].get(place)]
+        if here:
+            x, y = np.array(here).T
+            found[title] = Wanted(title, x, y, nothing, nothing, dots=True)
     return found
 
 
@@ -152,7 +167,7 @@ def _chart(
             x, y = _broken(aside.x, aside.y)
             series.append(Series(f"{name}, trained again later", x, y, colour=colour + 4, is_aside=True))
     # Metrics are shares of 1 mostly; what they differ by beyond the third place is of no interest.
-    is_share = all(each.dots for _, each in group if each is not None)
+    is_share = all(each.is_metric for _, each in group if each is not None)
     axes = Axes(is_log=_is_steep(title, series), least_range=0.02 if is_share else 0.0, marks=marks[:50])
     return charts.lines(title, series, axes)
 

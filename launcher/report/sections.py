@@ -206,10 +206,10 @@ def how(past: Past) -> Tree | None:
     again = ["python", "launcher/run.py", str(directory / "recipe.yaml"), "--ds", str(directory / "ds.json")]
     again += ["--workers", str(workers)] if workers else []
     return {
-        "command": past.report.get("environment", {}).get("command", ""),
+        "command": words.redacted(past.report.get("environment", {}).get("command", "")),
         "again": shlex.join([*again, "--name", f"{past.name}-again"]),
-        "short": _short_recipe(past.recipe) or past.recipe_text,
-        "whole": past.recipe_text,
+        "short": words.redacted(_short_recipe(past.recipe) or past.recipe_text),
+        "whole": words.redacted(past.recipe_text),
         "ds": json.dumps(past.ds, indent=1) if past.ds else "",
         "ds_name": past.plan.get("ds", ""),
     }

@@ -7,7 +7,7 @@ import pytest
 from launcher import compare
 from launcher.report import comparison, past
 from tests.report.directories import RECIPE, killed_run, write
-from tests.report.test_page import Parsed
+from tests.report.parsed import Parsed
 
 
 @pytest.fixture

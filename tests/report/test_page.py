@@ -4,8 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -13,52 +11,10 @@ import pytest
 from launcher import afterwards
 from launcher.errors import BadInput
 from launcher.report import page, past
-from tests.report.directories import RECIPE, killed_run, write
+from tests.report.directories import RECIPE, T0, killed_run, write
+from tests.report.parsed import Parsed
 
-VOID = {"meta", "br", "img", "hr", "input", "link"}
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>'
-
-
-class Parsed(HTMLParser):
-    """Tags in order, the ids of sections, all text; complains where tags do not match."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] not in ("script", "style"):
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    @property
-    def sections(self) -> list[str]:
-        return [attributes["id"] or "" for tag, attributes in self.tags if tag == "section"]
-
-    def seconds(self) -> Iterator[tuple[str | None, float]]:
-        """The ledger's lines, and the whole under None."""
-        for tag, attributes in self.tags:
-            if tag == "tr" and "data-seconds" in attributes:
-                yield attributes.get("data-kind"), float(attributes["data-seconds"] or "nan")
 
 
 @pytest.fixture
@@ -127,6 +83,16 @@ def test_curves_hold_each_step_once_and_lost_work_aside(run_dir: Path) -> None:
     assert by_name["loss in evaluation"]["x"] == [10, 20]
 
 
+def test_memory_that_is_told_now_and_then_is_drawn(run_dir: Path) -> None:
+    with open(run_dir / "metrics.jsonl", "a", encoding="utf-8") as record:
+        for step, gib in ((5, 2), (12, 3)):
+            told = {"kind": "usage", "time": T0 + 40, "stage": "chat", "step": step}
+            record.write(json.dumps(told | {"memory": {"device": None, "host": gib << 30}}) + "\n")
+    text = page.write(past.read(run_dir)).read_text(encoding="utf-8")
+    assert '{"name":"host memory of rank 0, GiB","colour":0,"x":[5.0,12.0],"y":[2.0,3.0]}' in text
+    assert "GPU memory of rank 0" not in text
+
+
 def test_what_users_wrote_is_text(run_dir: Path) -> None:
     recipe = json.loads(json.dumps(RECIPE))
     recipe["stages"][0]["data"]["prefix"] = EVIL
@@ -142,6 +108,14 @@ def test_what_users_wrote_is_text(run_dir: Path) -> None:
         tag for tag, attributes in told.tags if tag == "img" or any(a.startswith("on") for a in attributes)
     ]
     assert len([tag for tag, _ in told.tags if tag == "script"]) == text.count('type="application/json"') + 1
+
+
+def test_no_password_of_an_address_is_shown(run_dir: Path) -> None:
+    recipe = json.loads(json.dumps(RECIPE))
+    recipe["stages"][0]["data"]["train"] = "s3://KEY:hush@bucket/train.jsonl"
+    write(run_dir, "recipe.yaml", recipe)
+    text = page.write(past.read(run_dir)).read_text(encoding="utf-8")
+    assert "hush" not in text and "s3://***@bucket/train.jsonl" in text
 
 
 def test_answers_right_and_wrong_are_shown(run_dir: Path) -> None:
