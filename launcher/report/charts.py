@@ -8,13 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from launcher.report.ledger import LINES, Span
+# Before its import: it would say into the run's output that it looks for fonts, or has no home for their list.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
+
+import matplotlib  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter  # noqa: E402
+
+from launcher.report.ledger import LINES, Span  # noqa: E402
 
 Floats = NDArray[np.float64]
 WIDTH, HEIGHT = 4.6, 2.5
@@ -176,7 +180,6 @@ def stretches(tries: Sequence[tuple[str, Sequence[Span]]]) -> str:
 
 def _style() -> Any:
     # The user's matplotlibrc is not asked: whatever it says, the page stays readable.
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     return matplotlib.rc_context(dict(matplotlib.rcParamsDefault) | _STYLE | {"backend": "svg"})
 
 

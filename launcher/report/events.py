@@ -112,7 +112,7 @@ def _of_driver(event: Mapping[str, Any]) -> Line | None:
             f"{event.get('num_workers')} workers again{why}",
         ),
         "halved": ("bad", "memory", f"{reason or 'no memory left'}; half the micro-batch from here on"),
-        "rolled_back": ("bad", "numbers", f"{place}: {reason}; back to the last checkpoint"),
+        "rolled_back": ("bad", "numbers", f"{reason or place}; back to the last checkpoint"),
         "left": ("calm", "left", f"workers saved and left{place and ' at '}{place}{why}"),
         "stopped": ("bad", "given up", f"{event.get('type')}: {event.get('message')}"),
         "hung": ("bad", "hang", f"workers hung in {place}, and were ended"),

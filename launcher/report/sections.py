@@ -186,7 +186,9 @@ def ledger(past: Past) -> Tree | None:
     )
     return {
         "rows": rows,
-        "startup": [(part, words.duration(seconds)) for part, seconds in book.startup.items()],
+        "startup": [
+            (part, words.duration(seconds)) for part, seconds in book.startup.items() if seconds >= 0.001
+        ],
         "whole": words.duration(book.whole_s),
         "whole_exact": f"{book.whole_s:.3f}",
         "worker_hours": f"{whole_worker_s / 3600:,.2f}",
