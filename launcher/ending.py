@@ -31,8 +31,8 @@ WRITE_EVERY_S = 10.0
 """How often the report is written anew while a run goes on: whoever reads it sees that its driver lives."""
 ROUTINE = ("checkpoint", "export")
 """Events that the record has too: of earlier tries they are not kept."""
-MOST_EVENTS = 100
-"""That are kept of each earlier try."""
+MOST_EVENTS, MOST_TRIES = 100, 20
+"""Of each earlier try so many events are kept, and of so many tries."""
 
 
 class Ending:
@@ -200,6 +200,8 @@ def _earlier(run_dir: Path) -> list[dict[str, Any]]:
     if old is None and not last:
         return []
     earlier = list(old["earlier"]) if old else []
+    for each in earlier[: 1 - MOST_TRIES]:
+        each.pop("events", None)
     short = (
         {name: old[name] for name in ("begun", "ended", "seconds", "startup") if name in old} if old else {}
     )
