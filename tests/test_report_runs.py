@@ -24,11 +24,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def seeds(chat_setup: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Two seeds of one recipe; a worker of the first is killed after step 13, 12 being saved."""
+    """Two seeds of one recipe; a worker of the first is killed after step 12 is saved, and some more are made."""
     folder = tmp_path_factory.mktemp("seeds")
     data = {"train": str(chat_setup["train"]), "eval": str(chat_setup["train"])}
     recipe = chat_recipe(chat_setup, folder / "chat.yaml", steps=24, data=data, eval_every=8)
-    saving = ["--set", "checkpoint.every_steps=4", "--workers", "2", "--seeds", "2"]
+    saving = ["--set", "checkpoint.every_steps=12", "--workers", "2", "--seeds", "2"]
     run = Run(recipe, folder / "runs", *saving).start()
     parent = run.run_dir
     run.run_dir = parent / "seed-0"
