@@ -18,6 +18,7 @@ import matplotlib  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter  # noqa: E402
 
+from launcher.report import words  # noqa: E402
 from launcher.report.ledger import LINES, Span  # noqa: E402
 
 Floats = NDArray[np.float64]
@@ -139,11 +140,12 @@ def lines(title: str, series: Sequence[Series], axes: Axes | None = None) -> Cha
             plot.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
             plot.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             plot.yaxis.set_minor_formatter(NullFormatter())
-        elif axes.least_range:
+        else:
             low, high = plot.get_ylim()
-            missing = max(0.0, axes.least_range - (high - low)) / 2
+            missing = max(0.0, axes.least_range - (high - low), 0.02 * max(-low, high) - (high - low)) / 2
             plot.set_ylim(low - missing, high + missing)
         plot.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+        plot.xaxis.set_major_formatter(FuncFormatter(lambda value, _: words.count(value)))
         plot.set_xlabel(axes.x_name)
         plot.margins(x=0.01)
         svg = _svg(figure, title)

@@ -181,8 +181,10 @@ def _range(y: Floats, width: int) -> tuple[Floats, Floats]:
 
 
 def _broken(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """Put a gap wherever the steps go back: the work of several tries is not one line."""
-    places = np.flatnonzero(np.diff(x) <= 0) + 1
+    """Put a gap wherever the steps go back, or far ahead: the work of several tries is not one line."""
+    between = np.diff(x)
+    is_apart = (between <= 0) | (between > 3 * np.median(between)) if len(between) else np.zeros(0, np.bool_)
+    places = np.flatnonzero(is_apart) + 1
     return np.insert(x, places, np.nan), np.insert(y, places, np.nan)
 
 
@@ -197,6 +199,6 @@ def _is_loss(title: str) -> bool:
 
 def _is_steep(title: str, series: Sequence[Series]) -> bool:
     values = np.concatenate([each.y[np.isfinite(each.y)] for each in series]) if series else np.zeros(0)
-    if title == "learning rate" or not len(values) or values.min() <= 0:
+    if not (_is_loss(title) or title == "gradient norm") or not len(values) or values.min() <= 0:
         return False
     return bool(values.max() / values.min() > _STEEP)

@@ -63,7 +63,7 @@ def tiles(past: Past) -> list[tuple[str, str, str]]:
     )
     found.append(("steps", f"{steps:,}", of))
     if tokens := sum(each.tokens for each in measured):
-        found.append(("tokens trained on", f"{tokens:,.0f}", ""))
+        found.append(("tokens trained on", words.count(tokens) if tokens >= 1e8 else f"{tokens:,.0f}", ""))
     if past.ledger.whole_s:
         tries = f"{len(past.tries)} tries" if len(past.tries) > 1 else ""
         found.append(("time", words.duration(past.ledger.whole_s), tries))

@@ -43,6 +43,14 @@ def value(number: Any) -> str:
     return f"{number:,.1f}" if abs(number) >= 1000 else f"{number:.3g}"
 
 
+def count(number: float) -> str:
+    """Return a count in few letters: `950`, `9,500`, `12.5k`, `3M`, `10.2B`."""
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e4, "k")):
+        if abs(number) >= unit:
+            return f"{number / (1e3 if name == 'k' else unit):.4g}{name}"
+    return f"{number:,.0f}"
+
+
 def signed(number: float) -> str:
     """Return a difference with its sign."""
     return f"{number:+.4f}"
