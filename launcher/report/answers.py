@@ -1,6 +1,7 @@
 """What a stage's model answers, right and wrong, out of its examples.json. Pure."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,20 +12,20 @@ MOST_LABELS = 12
 MOST_PAIRS, MOST_WRONG, MOST_RIGHT = 15, 25, 12
 LONGEST = 1500
 """Letters of one text."""
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 def told(examples: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return what the page shows of a stage's answers; None where there is nothing.
 
     Args:
-        examples: as examples.json has them; every key but `task` and `samples` may be absent.
+        examples: as examples.json has them, the samples that tell most first; every key but `task` and
+            `samples` may be absent.
     """
     samples = [each for each in examples.get("samples", []) if isinstance(each, dict)]
     wrong = [each for each in samples if each.get("is_right") is False]
     right = [each for each in samples if each.get("is_right") is True]
     others = [each for each in samples if each.get("is_right") not in (True, False)]
-    # Of answers that are neither right nor wrong, the worst by their score tell most.
-    others.sort(key=lambda each: each["score"] if isinstance(each.get("score"), int | float) else 0.0)
     groups = [
         ("wrong", [_sample(each) for each in wrong[:MOST_WRONG]]),
         ("right", [_sample(each) for each in right[:MOST_RIGHT]]),
@@ -36,6 +37,7 @@ def told(examples: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     return {
         "task": examples.get("task", ""),
+        "score": examples.get("score") or "score",
         "num": examples.get("num"),
         "of": examples.get("of"),
         "matrix": matrix,
@@ -87,5 +89,10 @@ def _sample(told: Mapping[str, Any]) -> dict[str, Any]:
 def _text(told: Any) -> str:
     if told is None:
         return "-"
-    text = told if isinstance(told, str) else json.dumps(told, ensure_ascii=False)
+    if isinstance(told, list) and all(isinstance(each, str) for each in told):
+        told = ", ".join(told)
+    if told == "":
+        return "(nothing)"
+    # An untrained model answers with anything, also with what a page cannot hold.
+    text = _CONTROL.sub("\ufffd", told if isinstance(told, str) else json.dumps(told, ensure_ascii=False))
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"

@@ -138,7 +138,7 @@ def test_answers_right_and_wrong_are_shown(run_dir: Path) -> None:
     told = _parsed(run_dir)
     assert "answers" in told.sections
     assert "4 wrong answers" in told.text and "5 right answers" in told.text
-    assert "100 of 2,000 evaluation samples" in told.text
+    assert "out of 100 of 2,000 evaluation samples" in told.text
     assert "a 5 4 55.6 %" in told.text and "b 1 90 98.9 %" in told.text
     assert "PER 9 8 7 0.8750 0.7780 0.8000" in told.text
 
