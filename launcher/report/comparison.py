@@ -157,6 +157,7 @@ def _stage(pasts: Sequence[Past], stage: str) -> Rows:
         ("tokens", [_if(each and int(each.tokens), words.value) for each in found]),
         ("a step (median)", [_if(each and each.step_s, words.duration) for each in found]),
         ("tokens a second", [_if(each and each.tokens_per_s, lambda n: f"{n:,.0f}") for each in found]),
+        ("of the devices' peak", [_if(each and each.of_peak, words.share) for each in found]),
         ("waited for data", [_if(each.get("data_wait"), words.share) for each in done]),
         ("padding", [_if(each.get("padding"), words.share) for each in done]),
         ("GPU memory of a worker", [_if(each.get("device"), size) for each in used]),

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from launcher.report import words
 from launcher.report.forecast import size
@@ -19,7 +20,9 @@ class StageFigures:
         num_steps: that were planned; None: unknown.
         tokens, samples: of these steps.
         step_s: the median of a step; None without steps.
-        tokens_per_s: over all of these steps; None without.
+        tokens_per_s: over these steps, without the first after each start; None without steps.
+        of_peak: the model's floating-point operations in that time, as a share of what all workers' devices can do at
+            best; None where either is unknown.
     """
 
     steps: int
@@ -28,6 +31,7 @@ class StageFigures:
     samples: float
     step_s: float | None
     tokens_per_s: float | None
+    of_peak: float | None = None
 
 
 def figures(past: Past, stage: str) -> StageFigures:
@@ -40,16 +44,36 @@ def figures(past: Past, stage: str) -> StageFigures:
         return StageFigures(done.get("steps", 0), num_steps, 0.0, float(done.get("samples", 0)), None, None)
     here = (record.stage == record.stages.index(stage)) & ~past.ledger.is_lost
     took = record.column("step_s")[here]
-    tokens = float(np.nansum(record.column("tokens")[here]))
-    seconds = float(np.nansum(took))
+    tokens = record.column("tokens")
+    # The first step after a start restores, compiles and warms up: no speed is told by it, if there are others.
+    usual = here.copy()
+    usual[[i for e, i in zip(record.events, record.places, strict=True) if _is_before_step(e, i, here)]] = (
+        False
+    )
+    usual = usual if usual.any() else here
+    seconds = float(np.nansum(record.column("step_s")[usual]))
+    tokens_per_s = float(np.nansum(tokens[usual])) / seconds if seconds else None
     return StageFigures(
         steps=int(record.step[here].max(initial=0)),
         num_steps=num_steps,
-        tokens=tokens,
+        tokens=float(np.nansum(tokens[here])),
         samples=float(np.nansum(record.column("samples")[here])),
         step_s=float(np.nanmedian(took)) if len(took) else None,
-        tokens_per_s=tokens / seconds if seconds else None,
+        tokens_per_s=tokens_per_s,
+        of_peak=_of_peak(begins[-1], tokens_per_s) if begins and tokens_per_s else None,
     )
+
+
+def _is_before_step(event: Tree, place: int, here: NDArray[np.bool_]) -> bool:
+    return event["kind"] == "stage_begin" and place < len(here)
+
+
+def _of_peak(begin: Tree, tokens_per_s: float) -> float | None:
+    """Model FLOPs utilisation, with what a stage's begin says of model and devices."""
+    per_token, peak = begin.get("flops_per_token"), begin.get("peak_flops")
+    if not per_token or not peak:
+        return None
+    return float(tokens_per_s * per_token / (peak * begin.get("num_workers", 1)))
 
 
 def plan(past: Past) -> list[Tree]:

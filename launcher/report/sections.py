@@ -89,6 +89,8 @@ def stages(past: Past) -> list[Tree]:
             facts.append(("tokens", f"{measured.tokens:,.0f}"))
         if measured.tokens_per_s:
             facts.append(("tokens a second", f"{measured.tokens_per_s:,.0f}"))
+        if measured.of_peak is not None:
+            facts.append(("of the devices' peak", words.share(measured.of_peak)))
         if "num_parameters" in done:
             facts.append(("parameters trained", f"{done['num_trainable']:,} of {done['num_parameters']:,}"))
         facts += _data(past, name)

@@ -36,6 +36,7 @@ class Clock:
     def begin(self, stage: str, start: int, num_steps: int, workers: int = 2) -> None:
         """Begin a stage."""
         told = {"host": "node-1", "num_workers": workers, "num_steps": num_steps, "unit": "samples"}
+        told |= {"flops_per_token": 1e6, "peak_flops": 1e9}
         self.recorder.write("stage_begin", stage=stage, start=start, pid=1, units_per_step=8, **told)
 
     def steps(self, stage: str, first: int, last: int, step_s: float = 1.0, data_s: float = 0.1) -> None:

@@ -41,6 +41,8 @@ def test_the_page_tells_the_run(run_dir: Path) -> None:
         "2 checkpoints",
         "host memory of a worker 2.0 GiB 3.0 GiB 1.50 x",
         "rows to train on 80",
+        "tokens a second 800",
+        "of the devices' peak 40.0 %",
         "learning_rate: 0.001",
         "torch 2.9",
         "node-1",
