@@ -24,16 +24,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def seeds(chat_setup: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Two seeds of one recipe; a worker of the first is killed after step 12 is saved, and some more are made."""
+    """Two seeds of one recipe; a worker of the first is killed after step 8 is saved, and some more are made."""
     folder = tmp_path_factory.mktemp("seeds")
     data = {"train": str(chat_setup["train"]), "eval": str(chat_setup["train"])}
-    recipe = chat_recipe(chat_setup, folder / "chat.yaml", steps=24, data=data, eval_every=8)
-    saving = ["--set", "checkpoint.every_steps=12", "--workers", "2", "--seeds", "2"]
+    recipe = chat_recipe(chat_setup, folder / "chat.yaml", steps=16, data=data, eval_every=8)
+    saving = ["--set", "checkpoint.every_steps=8", "--workers", "2", "--seeds", "2"]
     run = Run(recipe, folder / "runs", *saving).start()
-    parent = run.run_dir
+    parent = run.run_dir.with_name("it-seeds")
     run.run_dir = parent / "seed-0"
-    run.wait_until(lambda: any(e["step"] == 12 for e in run.events("checkpoint")), "a checkpoint")
-    run.wait_for_step(13)
+    run.wait_until(lambda: any(e["step"] == 8 for e in run.events("checkpoint")), "a checkpoint")
+    run.wait_for_step(9)
     os.kill(run.events("stage_begin")[-1]["pid"], signal.SIGKILL)
     assert run.process is not None
     assert run.process.wait(timeout=400) == 0, run.output()[-3000:]
