@@ -3,7 +3,11 @@
 import contextlib
 import json
 import os
+import platform
+import shlex
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from launcher import failures, oom_kills, storage, verdict
+from launcher import afterwards, failures, oom_kills, probes, storage, verdict
 from launcher.errors import Hang, LauncherError, OutOfMemory
 from launcher.report import history, startup
 from launcher.report.forecast import size
@@ -25,6 +29,10 @@ REPORT, RUNNING = "report.json", "running"
 TAIL_BYTES = 65_536
 WRITE_EVERY_S = 10.0
 """How often the report is written anew while a run goes on: whoever reads it sees that its driver lives."""
+ROUTINE = ("checkpoint", "export")
+"""Events that the record has too: of earlier tries they are not kept."""
+MOST_EVENTS, MOST_TRIES = 100, 20
+"""Of each earlier try so many events are kept, and of so many tries."""
 
 
 class Ending:
@@ -48,6 +56,8 @@ class Ending:
         self.run_dir, self.predicted, self.marks = run_dir, predicted, marks
         self.lives: list[Life] = []
         self.begun_s, self.kills = time.time(), oom_kills.count()
+        self.environment = _environment()
+        self.page: Path | None = None
         self.earlier = _earlier(run_dir)
         if self.earlier and self.earlier[-1]["kind"] == "driver lost":
             say(
@@ -84,7 +94,8 @@ class Ending:
         self._write(judged.as_json() | {"message": str(error)}, found.events)
         if judged.kind == "out of host memory" and not isinstance(error, OutOfMemory):
             error = OutOfMemory(str(error))
-        error.add_note("\n".join(judged.lines()))
+        page = [f"  report: {self.page}"] if self.page else []
+        error.add_note("\n".join([*judged.lines(), *page]))
         return error
 
     def _go_on_writing(self) -> None:
@@ -146,6 +157,10 @@ class Ending:
         self, judged: dict[str, Any], events: list[dict[str, Any]], summary: dict[str, Any] | None = None
     ) -> None:
         now_s = time.time()
+        if self.lives:
+            self.environment["hosts"] = {
+                str(rank): host for rank, host in history.of(self.lives, []).hosts.items()
+            }
         report = {
             "verdict": judged,
             "begun": round(self.begun_s, 3),
@@ -154,12 +169,15 @@ class Ending:
             "startup": startup.told(self.marks, self.lives) if self.marks else None,
             "summary": summary,
             "events": events,
+            "environment": self.environment,
             "earlier": self.earlier,
         }
         # A full disk is told by its own error, which must not be hidden by this one.
         with self.writing, contextlib.suppress(OSError):
             if judged["kind"] != RUNNING or not self.ended.is_set():
                 storage.write_json(self.run_dir / REPORT, report)
+        if judged["kind"] != RUNNING:
+            self.page = afterwards.tell(self.run_dir)
 
 
 def before_a_run(error: BaseException) -> str:
@@ -182,7 +200,13 @@ def _earlier(run_dir: Path) -> list[dict[str, Any]]:
     if old is None and not last:
         return []
     earlier = list(old["earlier"]) if old else []
-    short = {name: old[name] for name in ("begun", "ended", "seconds")} if old else {}
+    for each in earlier[: 1 - MOST_TRIES]:
+        each.pop("events", None)
+    short = (
+        {name: old[name] for name in ("begun", "ended", "seconds", "startup") if name in old} if old else {}
+    )
+    if old:
+        short["events"] = [e for e in old["events"] if e["kind"] not in ROUTINE][-MOST_EVENTS:]
     if old and old["verdict"]["kind"] != RUNNING:
         judged: Verdict | dict[str, Any] = old["verdict"]
         return [*earlier, {**short, **{k: judged[k] for k in ("kind", "exit_code", "cost") if k in judged}}]
@@ -190,6 +214,23 @@ def _earlier(run_dir: Path) -> list[dict[str, Any]]:
     seen = {"stage": steps[-1]["stage"], "step": steps[-1]["step"]} if steps else {}
     ended = last[-1]["time"] if last else None
     return [*earlier, {**short, "ended": ended, "kind": "driver lost", "exit_code": None, **seen}]
+
+
+def _environment() -> dict[str, Any]:
+    """With what a run is made: the command, the versions of what matters, the commit of a checkout, the machine."""
+    root = Path(__file__).resolve().parent.parent
+    commit = ""
+    if (root / ".git").exists():
+        describe = ["git", "-C", str(root), "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty"]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            commit = subprocess.run(describe, capture_output=True, text=True, timeout=5).stdout.strip()
+    return {
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "versions": probes.versions(),
+        "commit": commit or None,
+        "driver": socket.gethostname(),
+        "system": platform.platform(),
+    }
 
 
 def _causes(said: dict[int, str]) -> dict[int, str]:

@@ -183,6 +183,7 @@ def _train_seeds(job: Any, world: Any, view: Any, options: argparse.Namespace) -
     """Make the run once for each seed; what is finished is not made again. Return mean and spread."""
     from dataclasses import replace
 
+    from launcher import afterwards
     from launcher import recipe as recipes
     from launcher.report import spread
 
@@ -200,6 +201,7 @@ def _train_seeds(job: Any, world: Any, view: Any, options: argparse.Namespace) -
         summaries.append(ended)
     together = spread.of_seeds(summaries)
     storage.write_json(job.run_dir / "summary.json", together)
+    afterwards.tell_seeds(job.run_dir)
     return together
 
 
@@ -249,7 +251,8 @@ def _train(
         directories.begin(run_dir, recipe, ds_config, fresh=fresh)
         if origin is not None:
             view.say(origins.take_over(origin, run_dir))
-        storage.write_json(run_dir / ahead.PLAN, job.outlook.tree())
+        facts = {each.name: of for each, of in zip(recipe.stages, prepared.facts, strict=True)}
+        storage.write_json(run_dir / ahead.PLAN, job.outlook.tree() | {"data": report.data_tree(facts)})
         if job.outlook.chosen:
             chosen = {"recipe": recipes.dump(recipe), "ds_name": job.ds_name, "ds_config": ds_config}
             storage.write_json(run_dir / CHOSEN, chosen)

@@ -31,6 +31,31 @@ def plan_lines(plan: Plan, facts: tuple[StageFacts, ...], zero_stage: int, ds_na
     return lines
 
 
+def data_tree(facts: dict[str, StageFacts]) -> dict[str, Any]:
+    """Return as JSON values what is known of each stage's data when the training begins.
+
+    Args:
+        facts: by stage.
+    """
+    return {
+        name: {split: _split(getattr(each, split)) for split in ("train", "eval") if getattr(each, split)}
+        for name, each in facts.items()
+    }
+
+
+def _split(facts: SplitFacts) -> dict[str, int | None]:
+    """Counts that are not whole yet are left out, not told too low."""
+    told = {"rows": facts.about_rows, "samples": facts.num_samples if facts.is_settled else None}
+    if facts.is_whole:
+        told |= {
+            "tokens": facts.num_tokens,
+            "skipped": facts.num_skipped,
+            "cut": facts.num_cut,
+            "bad": facts.num_bad,
+        }
+    return told
+
+
 def end_lines(summary: dict[str, Any], run_dir: str) -> list[str]:
     """Return what a person wants to know at the end."""
     stages = summary["stages"]
@@ -43,7 +68,7 @@ def end_lines(summary: dict[str, Any], run_dir: str) -> list[str]:
             lines.append(f"  {compared}")
     lines += transfer_lines(summary.get("transfer", {}))
     lines.append(f"model: {stages[trained[-1]].get('export')}")
-    lines.append(f"run directory: {run_dir} (metrics.jsonl, summary.json, logs/)")
+    lines.append(f"run directory: {run_dir} (report.html, metrics.jsonl, summary.json, logs/)")
     lines.append(f"try it: python -m launcher.predict {run_dir}")
     return lines
 
