@@ -43,6 +43,16 @@ def set_link(number: int, state: str) -> None:
     _ip("-n", name(number), "link", "set", "lnk", state)
 
 
+def throttle(number: int, bits_per_s: float | None) -> None:
+    """Let a host send no faster than that; None: as fast as it can."""
+    with contextlib.suppress(subprocess.CalledProcessError):
+        _tc(number, "del")
+    if bits_per_s is not None:
+        # Some milliseconds' worth at once; a queue that TCP fills, and never overflows.
+        burst, limit = max(20_000, round(bits_per_s / 8 * 0.002)), 64_000_000
+        _tc(number, "add", "tbf", "rate", f"{round(bits_per_s)}bit", "burst", str(burst), "limit", str(limit))
+
+
 @contextmanager
 def hosts(number: int) -> Iterator[None]:
     """Make so many hosts, and take them away at the end; skips where that is not possible."""
@@ -112,6 +122,11 @@ def _add(number: int) -> None:
     _ip("-n", host, "addr", "add", f"{address(number)}/24", "dev", "lnk")
     _ip("-n", host, "link", "set", "lo", "up")
     _ip("-n", host, "link", "set", "lnk", "up")
+
+
+def _tc(number: int, verb: str, *discipline: str) -> None:
+    command = ["tc", "-n", name(number), "qdisc", verb, "dev", "lnk", "root", *discipline]
+    subprocess.run(command, check=True, capture_output=True)
 
 
 def _ip(*arguments: str) -> None:

@@ -1,0 +1,127 @@
+"""How long a step takes: its arithmetic, its exchanges over the links there are, and which of them run beside it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from launcher.plan.cluster import Cluster
+from launcher.plan.ds_memory import Sharding
+from launcher.plan.traffic import Exchange, Phase
+
+GLOO_HOP_S = 1e-4
+"""Of a message of gloo's between two processes, about, where the network adds nothing."""
+NCCL_CALL_S, NCCL_INSIDE_S, NCCL_BETWEEN_S = 8.4e-6, 3.4e-6, 9.6e-6
+"""Of a call, of a hop over NVLink, of one between nodes: NCCL's own numbers (src/graph/tuning.cc; ring, Simple)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """A step's seconds.
+
+    Attributes:
+        work_s: of arithmetic, and of what offloading adds.
+        bandwidth_s: of all exchanges, were messages instant.
+        latency_s: of all exchanges, were links endless.
+        step_s: of the step: exchanges that run beside the arithmetic count only as far as they are longer.
+    """
+
+    work_s: float
+    bandwidth_s: float
+    latency_s: float
+    step_s: float
+
+    @property
+    def waits_s(self) -> float:
+        """Seconds in which a worker does nothing but wait for others' data."""
+        return self.step_s - self.work_s
+
+    @property
+    def limit(self) -> Literal["work", "bandwidth", "latency"]:
+        """What most of the step goes to."""
+        if self.waits_s < self.work_s:
+            return "work"
+        return "bandwidth" if self.bandwidth_s >= self.latency_s else "latency"
+
+
+def of_step(
+    exchanges: Sequence[Exchange],
+    s: Sharding,
+    cluster: Cluster,
+    *,
+    work_s: float,
+    forward_share: float = 1 / 3,
+    rounds: int = 1,
+    offload_s: float = 0.0,
+) -> Pace:
+    """Return the pace of a step.
+
+    On GPUs weights are gathered beside the arithmetic, and gradients are reduced beside the backward where
+    `overlap_comm` says so; of each the first or last call has nothing to hide behind. On CPUs a reduction is
+    waited for, whatever the ds config says, since there are no streams.
+
+    Args:
+        exchanges: of `traffic.of_step`.
+        s: the ds config's settings.
+        cluster: the machines.
+        work_s: of the arithmetic, of all micro-batches.
+        forward_share: the forward's part of it; a quarter where activations are computed again.
+        rounds: micro-batches of the step.
+        offload_s: what moving to the host and updating there adds.
+    """
+    on_gpu = cluster.device == "cuda"
+    taken = [(each, *seconds(each, cluster)) for each in exchanges]
+
+    def of(phase: Phase, *, reduces: bool) -> tuple[float, float]:
+        """Seconds of a phase's gathers or reductions, and of one call of them."""
+        found = [
+            (sent_s + waits_s, (sent_s + waits_s) / max(1, each.calls))
+            for each, sent_s, waits_s in taken
+            if each.phase == phase and reduces == (each.kind != "all_gather")
+        ]
+        return sum(all_s for all_s, _ in found), max((one_s for _, one_s in found), default=0.0)
+
+    def beside(work: float, exchange: tuple[float, float]) -> float:
+        all_s, one_s = exchange
+        return max(work + one_s, all_s)
+
+    forward_s, backward_s = forward_share * work_s, (1 - forward_share) * work_s
+    gathered = beside(backward_s, of("backward", reduces=False))
+    reduced = of("backward", reduces=True)
+    if on_gpu and s.overlap_comm:
+        window_s = gathered / rounds if any(each.is_last for each in exchanges) else gathered
+        total = gathered - window_s + beside(window_s, reduced)
+        if s.stage == 3:
+            # Both use the same links.
+            total = max(total, of("backward", reduces=False)[0] + reduced[0])
+    else:
+        total = gathered + reduced[0]
+    total += beside(forward_s, of("forward", reduces=False)) + offload_s
+    total += of("update", reduces=False)[0] + of("update", reduces=True)[0]
+    return Pace(
+        work_s=work_s + offload_s,
+        bandwidth_s=sum(sent_s for _, sent_s, _ in taken),
+        latency_s=sum(waits_s for *_, waits_s in taken),
+        step_s=total,
+    )
+
+
+def seconds(exchange: Exchange, cluster: Cluster) -> tuple[float, float]:
+    """Return the seconds of all calls of an exchange: for the bytes, and for the messages that wait for one another.
+
+    A ring visits the nodes one after another, so that what all ranks pass on leaves each node once: its links
+    to other nodes carry as much together as each link inside it. NCCL makes a ring for each network card.
+    """
+    hops = exchange.hops(cluster.device)
+    spans = min(cluster.num_nodes, -(-exchange.ranks // cluster.workers_per_node))
+    link = cluster.accelerator.peer_bandwidth if cluster.accelerator else cluster.node_bandwidth
+    if spans > 1:
+        link = min(link, cluster.node_bandwidth)
+    between = hops * (spans - 1) / max(1, exchange.ranks - 1)
+    call, inside_s, between_s = (
+        (NCCL_CALL_S, NCCL_INSIDE_S, NCCL_BETWEEN_S)
+        if cluster.device == "cuda"
+        else (0.0, GLOO_HOP_S, GLOO_HOP_S)
+    )
+    between_s += cluster.latency_s
+    waits_s = exchange.calls * (call + (hops - between) * inside_s + between * between_s)
+    return exchange.sent(cluster.device) / link, waits_s
