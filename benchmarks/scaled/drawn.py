@@ -1,5 +1,7 @@
 """The plan's model of a step, drawn for clusters that nobody here has: computed, not measured."""
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,8 +19,18 @@ STEP_PACKS = 1024
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
 NETWORKS = {"400 Gb/s": "400Gb", "3.2 Tb/s": "3200Gb"}
 MODELS = {
-    "8B": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
-    "70B": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64},
+    "8B": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    },
+    "70B": {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+    },
 }
 WAYS = {
     "ZeRO-2": ("zero2", {}),
@@ -32,10 +44,10 @@ WAYS = {
 }
 
 
-def all_points() -> list[dict[str, Any]]:
-    """Return every point: model, network, way, weak or strong, number of GPUs."""
+def all_points(models: Sequence[str]) -> list[dict[str, Any]]:
+    """Return every point of some models: network, way, weak or strong, number of GPUs."""
     found = []
-    for model, way in ((model, way) for model in MODELS for way in WAYS):
+    for model, way in itertools.product(models, WAYS):
         shapes = None
         for kind in ("weak", "strong"):
             for number in GPUS:
@@ -92,7 +104,9 @@ def _stage(model: str, way: str, kind: str, number: int) -> tuple[Any, Any]:
     name, changes = WAYS[way]
     config = ds_configs.load(str(ROOT / "ds_configs" / f"{name}.json"))
     config["zero_optimization"] = config["zero_optimization"] | changes
-    split = SplitFacts(about_rows=10**6, num_samples=10**6, num_packs=10**6, num_tokens=10**9, is_settled=True)
+    split = SplitFacts(
+        about_rows=10**6, num_samples=10**6, num_packs=10**6, num_tokens=10**9, is_settled=True
+    )
     facts = ModelFacts(hidden_size=MODELS[model]["hidden_size"], max_positions=LENGTH)
     world = World(num_workers=number, device="cuda")
     plan = make_plan(recipe, config, name, facts, (StageFacts(train=split, eval=None),), world)

@@ -80,7 +80,11 @@ class Rank:
     def _sent(self) -> int:
         # Of this process's own network namespace.
         lines = Path("/proc/net/dev").read_text().splitlines()
-        return next(int(line.split(":")[1].split()[8]) for line in lines if line.split(":")[0].strip() == self.interface)
+        return next(
+            int(line.split(":")[1].split()[8])
+            for line in lines
+            if line.split(":")[0].strip() == self.interface
+        )
 
 
 def main() -> None:

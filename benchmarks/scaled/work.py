@@ -61,7 +61,16 @@ def make_data(folder: Path) -> None:
     write_jsonl(folder / "texts.jsonl", [{"text": text} for text in texts])
 
 
-def job(folder: Path, name: str, ds: str, *, rows: int, global_rows: int, zero: dict[str, Any], **stage: Any) -> Job:
+def job(
+    folder: Path,
+    name: str,
+    ds: str,
+    *,
+    rows: int,
+    global_rows: int,
+    zero: dict[str, Any] | None = None,
+    **stage: Any,
+) -> Job:
     """Prepare a job.
 
     Args:
@@ -103,7 +112,7 @@ def job(folder: Path, name: str, ds: str, *, rows: int, global_rows: int, zero: 
         ],
     }
     config = ds_configs.load(str(ROOT / "ds_configs" / f"{ds}.json"))
-    config["zero_optimization"] = config["zero_optimization"] | zero
+    config["zero_optimization"] = config["zero_optimization"] | (zero or {})
     dumped, facts = recipes.dump(recipes.parse(tree)), ModelFacts(hidden_size=HIDDEN)
     prepared = prepare_all(dumped, facts, str(folder / "store"))
     return Job(name=name, tree=dumped, ds=config, facts=facts, prepared=prepared, folder=str(folder / "runs"))

@@ -1,0 +1,139 @@
+"""Steps measured over a throttled link between two hosts, and what the plan says of them."""
+
+import pickle
+import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.scaled import far, group, work
+from launcher.plan import pace, traffic
+from launcher.plan.cluster import Cluster
+from tests import hosts
+
+PORT = 29_611
+ENDLESS = 1e12
+HEADERS = {"lnk": 1448 / 1514, far.DEVICE: 8948 / 9000}
+"""What of the bytes that `tc` counts is the users': TCP's payload in a frame, by interface."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A setting of the link, and how many steps are made over it."""
+
+    bits_per_s: float | None
+    delay_s: float
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What the prediction is given of this machine: the arithmetic of a step, and gloo's bytes/s without a limit."""
+
+    compute_s: float
+    gloo_bytes_s: float
+
+
+class Lab:
+    """Two hosts and their ranks."""
+
+    def __init__(self, folder: Path, jobs: dict[str, work.Job], per_host: int = 1) -> None:
+        self.folder, self.jobs, self.per_host = folder, jobs, per_host
+        (folder / "jobs").write_bytes(pickle.dumps(jobs))
+        self.relay: far.Relay | None = None
+
+    @contextmanager
+    def ranks(self, *, is_far: bool = False) -> Iterator[group.Group]:
+        """Start the ranks, over the switch or over the link that takes its time."""
+        before = [hosts.on(1 + i // self.per_host, []) for i in range(2 * self.per_host)]
+        with hosts.hosts(2), _relay(is_far) as self.relay:
+            address, interface = (far.address(1), far.DEVICE) if is_far else (hosts.address(1), "lnk")
+            log = self.folder / "ranks.log"
+            with group.ranks(self.folder / "jobs", log, address, PORT, interface, before) as found:
+                yield found
+
+    def set(self, point: Point) -> None:
+        """Throttle the link."""
+        if self.relay is not None:
+            self.relay.set(point.delay_s, point.bits_per_s)
+            return
+        for number in (1, 2):
+            hosts.throttle(number, point.bits_per_s)
+
+    def compute_s(self, ranks: group.Group, name: str, steps: int) -> float:
+        """Build a job; return the seconds of a step in which nothing is exchanged, on all ranks at once."""
+        self.set(Point(None, 0.0, 0))
+        ranks.tell("build", name=name)
+        return middle(ranks.tell("steps", number=steps, leaves_out=True), "seconds")
+
+    def measure(self, ranks: group.Group, point: Point) -> dict[str, Any]:
+        """Return a step's seconds at a point, the time waited in collectives, and the bytes sent by the first host."""
+        self.set(point)
+        found = ranks.tell("steps", number=point.steps)
+        return {
+            "step_s": middle(found, "seconds"),
+            "waited_s": middle(found, "waited"),
+            "sent": found[0]["sent"] / point.steps,
+            "calls": {name: count / point.steps for name, count in found[0]["calls"].items()},
+        }
+
+    def predicted(self, job: work.Job, point: Point, known: Known) -> tuple[pace.Pace, int]:
+        """Return the plan's pace of a step, and the bytes that it says a worker sends."""
+        world = 2 * self.per_host
+        stage, shapes, settings = job.shapes(world)
+        exchanges = traffic.of_step(shapes, settings, stage)
+        interface = "lnk" if self.relay is None else far.DEVICE
+        link = ENDLESS if point.bits_per_s is None else point.bits_per_s / 8 * HEADERS[interface]
+        cluster = Cluster(
+            num_nodes=2,
+            workers_per_node=self.per_host,
+            device="cpu",
+            node_bandwidth=min(link, known.gloo_bytes_s),
+            latency_s=point.delay_s,
+        )
+        share = 1 / 4 if stage.recomputes else 1 / 3
+        found = pace.of_step(
+            exchanges,
+            settings,
+            cluster,
+            work_s=known.compute_s,
+            forward_share=share,
+            rounds=stage.accumulation,
+        )
+        return found, traffic.sent_bytes(exchanges, "cpu")
+
+
+@contextmanager
+def _relay(is_far: bool) -> Iterator[far.Relay | None]:
+    if not is_far:
+        yield None
+        return
+    with far.linked() as relay:
+        yield relay
+
+
+def middle(answers: list[dict[str, Any]], name: str) -> float:
+    """Return the median over the steps of the slowest rank's seconds."""
+    return statistics.median(max(each) for each in zip(*(answer[name] for answer in answers), strict=True))
+
+
+def compared(lab: Lab, name: str, point: Point, measured: dict[str, Any], known: Known) -> dict[str, Any]:
+    """Return one row: what was measured and predicted, and the ratios."""
+    found, sent = lab.predicted(lab.jobs[name], point, known)
+    return {
+        "job": name,
+        "ranks": 2 * lab.per_host,
+        "mbit_per_s": None if point.bits_per_s is None else point.bits_per_s / 1e6,
+        "delay_ms": point.delay_s * 1e3,
+        "compute_s": round(known.compute_s, 4),
+        "measured_s": round(measured["step_s"], 4),
+        "predicted_s": round(found.step_s, 4),
+        "ratio": round(found.step_s / measured["step_s"], 3),
+        "waited_s": round(measured["waited_s"], 4),
+        "sent": round(measured["sent"]),
+        "predicted_sent": sent,
+        "sent_ratio": round(lab.per_host * sent / measured["sent"], 3) if lab.per_host == 1 else None,
+        "limit": found.limit,
+    }
