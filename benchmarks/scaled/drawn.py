@@ -34,7 +34,6 @@ MODELS = {
 }
 WAYS = {
     "ZeRO-2": ("zero2", {}),
-    "ZeRO-2, reduced by owner": ("zero2", {"use_multi_rank_bucket_allreduce": False}),
     "ZeRO-3": ("zero3", {}),
     "ZeRO-3, large buckets": (
         "zero3",

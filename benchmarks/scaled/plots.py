@@ -67,7 +67,7 @@ def _checked(rows: list[dict[str, Any]], path: Path) -> None:
     axis.plot(ends, ends, "-", color="black", linewidth=0.8)
     axis.fill_between(ends, [0.85 * each for each in ends], [1.15 * each for each in ends], alpha=0.12)
     axis.set(xscale="log", yscale="log", xlabel="measured seconds of a step", ylabel="predicted")
-    axis.set_title("two hosts, a throttled link; triangles: with delay; band: 15 %")
+    axis.set_title("two hosts, a throttled link\ntriangles: with delay; band: 15 %")
     axis.legend()
     figure.savefig(path)
     plt.close(figure)
@@ -95,7 +95,9 @@ def _drawn(points: list[dict[str, Any]], path: Path) -> None:
             axis.set_title(f"{model}, {network} a node")
     handles = [plt.Line2D([], [], color=COLOURS[i], label=way) for i, way in enumerate(ways)]
     axes[0][0].legend(handles=handles, fontsize=7, loc="lower left")
-    figure.suptitle(f"{LABEL}: H100, 4k packed; solid weak (1 pack a GPU), dashed strong (4 M tokens a step)")
+    figure.suptitle(
+        f"{LABEL}: H100, packs of 4k tokens\nsolid: weak (a pack a GPU); dashed: strong (4 M tokens a step)"
+    )
     figure.savefig(path)
     plt.close(figure)
 

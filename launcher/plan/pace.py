@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil, log2
 from typing import Literal
 
 from launcher.plan.cluster import Cluster
@@ -12,6 +13,8 @@ GLOO_HOP_S = 1e-4
 """Of a message of gloo's between two processes, about, where the network adds nothing."""
 NCCL_CALL_S, NCCL_INSIDE_S, NCCL_BETWEEN_S = 8.4e-6, 3.4e-6, 9.6e-6
 """Of a call, of a hop over NVLink, of one between nodes: NCCL's own numbers (src/graph/tuning.cc; ring, Simple)."""
+TREE_INSIDE_S, TREE_BETWEEN_S, TREE_SHARE = 28e-6, 50e-6, 0.9
+"""The same of its trees, and their part of the ring's speed; it takes them for all-reduce where they are quicker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,16 +115,18 @@ def seconds(exchange: Exchange, cluster: Cluster) -> tuple[float, float]:
     to other nodes carry as much together as each link inside it. NCCL makes a ring for each network card.
     """
     hops = exchange.hops(cluster.device)
-    spans = min(cluster.num_nodes, -(-exchange.ranks // cluster.workers_per_node))
+    spans = min(cluster.num_nodes, ceil(exchange.ranks / cluster.workers_per_node))
     link = cluster.accelerator.peer_bandwidth if cluster.accelerator else cluster.node_bandwidth
     if spans > 1:
         link = min(link, cluster.node_bandwidth)
+    sent_s = exchange.sent(cluster.device) / link
     between = hops * (spans - 1) / max(1, exchange.ranks - 1)
-    call, inside_s, between_s = (
-        (NCCL_CALL_S, NCCL_INSIDE_S, NCCL_BETWEEN_S)
-        if cluster.device == "cuda"
-        else (0.0, GLOO_HOP_S, GLOO_HOP_S)
-    )
-    between_s += cluster.latency_s
-    waits_s = exchange.calls * (call + (hops - between) * inside_s + between * between_s)
-    return exchange.sent(cluster.device) / link, waits_s
+    if cluster.device == "cpu":
+        return sent_s, exchange.calls * (hops * GLOO_HOP_S + between * cluster.latency_s)
+    inside_s, between_s = NCCL_INSIDE_S, NCCL_BETWEEN_S + cluster.latency_s
+    ring = sent_s, exchange.calls * (NCCL_CALL_S + (hops - between) * inside_s + between * between_s)
+    if exchange.kind != "all_reduce" or spans == 1:
+        return ring
+    deep_s = (ceil(exchange.ranks / spans) - 1) * TREE_INSIDE_S
+    deep_s += log2(spans) * (TREE_BETWEEN_S + cluster.latency_s)
+    return min(ring, (sent_s / TREE_SHARE, exchange.calls * (NCCL_CALL_S + 2 * deep_s)), key=sum)
