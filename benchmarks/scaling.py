@@ -41,10 +41,12 @@ POINTS = {
     ],
     "pairs": [Point(100 * MBIT, 0, 3)],
 }
+WHOLE = ("zero2", "zero3")
+"""Jobs that are measured at all points; the others at the third of them."""
 JOBS = {
     "zero2": ("zero2", {}),
     "zero3": ("zero3", {}),
-    "zero3-regathered": ("zero3", {"stage3_max_reuse_distance": 0}),
+    "zero3-regathered": ("zero3", {"stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}),
     "zero2-by-owner": ("zero2", {"use_multi_rank_bucket_allreduce": False}),
 }
 
@@ -128,8 +130,8 @@ def _over(lab: Lab, points: list[Point], is_far: bool, gloo_bytes_s: float | Non
     rows = []
     with lab.ranks(is_far=is_far) as ranks:
         for name in lab.jobs:
-            compute_s = lab.compute_s(ranks, name, 5)
-            for point in points:
+            compute_s = lab.compute_s(ranks, name, 4)
+            for point in points if name in WHOLE else points[2:3]:
                 measured = lab.measure(ranks, point)
                 is_fitted = gloo_bytes_s is None
                 if gloo_bytes_s is None:
@@ -165,9 +167,9 @@ def of_links(folder: Path, quick: bool, _: Any) -> dict[str, Any]:
     return _over(Lab(folder, _jobs(folder, names, 2)), points, False, None)
 
 
-def of_far(folder: Path, _: bool, found: dict[str, Any]) -> dict[str, Any]:
+def of_far(folder: Path, quick: bool, found: dict[str, Any]) -> dict[str, Any]:
     """The same over a link that takes its time."""
-    names = ["zero2", "zero3", "zero3-regathered"]
+    names = ["zero2", "zero3", "zero3-regathered"][: 3 if not quick else 2]
     return _over(Lab(folder, _jobs(folder, names, 2)), POINTS["far"], True, _gloo(found))
 
 

@@ -11,6 +11,7 @@ from launcher.plan.traffic import Exchange, Phase
 
 GLOO_HOP_S = 1e-4
 """Of a message of gloo's between two processes, about, where the network adds nothing."""
+GLOO_THREADS = 2
 NCCL_CALL_S, NCCL_INSIDE_S, NCCL_BETWEEN_S = 8.4e-6, 3.4e-6, 9.6e-6
 """Of a call, of a hop over NVLink, of one between nodes: NCCL's own numbers (src/graph/tuning.cc; ring, Simple)."""
 TREE_INSIDE_S, TREE_BETWEEN_S, TREE_SHARE = 28e-6, 50e-6, 0.9
@@ -122,7 +123,9 @@ def seconds(exchange: Exchange, cluster: Cluster) -> tuple[float, float]:
     sent_s = exchange.sent(cluster.device) / link
     between = hops * (spans - 1) / max(1, exchange.ranks - 1)
     if cluster.device == "cpu":
-        return sent_s, exchange.calls * (hops * GLOO_HOP_S + between * cluster.latency_s)
+        return _with_gloo(
+            exchange, sent_s, exchange.calls * (hops * GLOO_HOP_S + between * cluster.latency_s)
+        )
     inside_s, between_s = NCCL_INSIDE_S, NCCL_BETWEEN_S + cluster.latency_s
     ring = sent_s, exchange.calls * (NCCL_CALL_S + (hops - between) * inside_s + between * between_s)
     if exchange.kind != "all_reduce" or spans == 1:
@@ -130,3 +133,14 @@ def seconds(exchange: Exchange, cluster: Cluster) -> tuple[float, float]:
     deep_s = (ceil(exchange.ranks / spans) - 1) * TREE_INSIDE_S
     deep_s += log2(spans) * (TREE_BETWEEN_S + cluster.latency_s)
     return min(ring, (sent_s / TREE_SHARE, exchange.calls * (NCCL_CALL_S + 2 * deep_s)), key=sum)
+
+
+def _with_gloo(exchange: Exchange, sent_s: float, waits_s: float) -> tuple[float, float]:
+    """Seconds as gloo makes an exchange, measured over throttled links."""
+    if exchange.kind != "all_gather":
+        return sent_s, waits_s
+    if exchange.is_ahead:
+        # Its threads make two calls at a time.
+        return sent_s, waits_s / GLOO_THREADS
+    # A part goes in two halves, and the word that a rank is ready waits behind the first: so rank after rank.
+    return sent_s * (1 + 1 / (2 * (exchange.ranks - 1))), waits_s

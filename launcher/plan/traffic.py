@@ -23,6 +23,8 @@ Kind = Literal["all_gather", "reduce_scatter", "all_reduce", "reduce"]
 Phase = Literal["forward", "backward", "update"]
 SMALL_CALLS = 3
 """All-reduces of a few numbers in each step: loss and norm (train/engine.py), DeepSpeed's own norm, overflow."""
+GLOO_SEGMENT = 1 << 20
+"""Bytes of an all-reduce that gloo sends at a time."""
 _FALLBACK_BUCKET = 500_000_000
 """Elements that DeepSpeed reduces at once without ZeRO (engine.py, buffered_allreduce_fallback)."""
 
@@ -36,6 +38,7 @@ class Exchange:
         calls: how many collectives, one after another.
         ranks: of a group; neighbours.
         is_last: whether they come with the last micro-batch alone.
+        is_ahead: whether they are begun before their data are needed.
     """
 
     what: str
@@ -45,19 +48,29 @@ class Exchange:
     calls: int
     ranks: int
     is_last: bool = False
+    is_ahead: bool = False
 
     def sent(self, device: str) -> float:
         """Return the bytes that each rank sends, in a ring: an all-reduce sends all twice."""
-        times = 2 if self.kind == "all_reduce" or self._is_reduced_whole(device) else 1
+        times = 2 if self.is_whole(device) else 1
         return times * self.bytes * (self.ranks - 1) / self.ranks
 
     def hops(self, device: str) -> int:
-        """Return the messages of one call that wait for one another."""
-        return (2 if self.kind == "all_reduce" or self._is_reduced_whole(device) else 1) * (self.ranks - 1)
+        """Return the messages of one call that wait for one another.
 
-    def _is_reduced_whole(self, device: str) -> bool:
-        # torch's gloo has no reduce-scatter of its own: it makes an all-reduce, and keeps a part.
-        return device == "cpu" and self.kind == "reduce_scatter"
+        gloo lets a rank say that it is ready before another sends to it, which shows in its all-gather; and it
+        sends no more than a segment of an all-reduce at a time (gloo/allreduce.cc).
+        """
+        steps = self.ranks - 1
+        if not self.is_whole(device):
+            return steps + (device == "cpu")
+        part = self.bytes / max(1, self.calls) / self.ranks
+        return 2 * steps * (max(1, ceil(part / GLOO_SEGMENT)) if device == "cpu" else 1)
+
+    def is_whole(self, device: str) -> bool:
+        """Whether every rank gets all of the sum, though perhaps it keeps a part."""
+        # torch's gloo has no reduce-scatter of its own: it makes an all-reduce. Its reduce sends about as much.
+        return self.kind == "all_reduce" or device == "cpu" and self.kind != "all_gather"
 
 
 def of_step(shapes: Shapes, s: Sharding, plan: StagePlan) -> tuple[Exchange, ...]:
@@ -122,7 +135,14 @@ def _stage_3(shapes: Shapes, s: Sharding, plan: StagePlan) -> tuple[Exchange, ..
 
     def gather(what: str, phase: Phase, elements: int, calls: int, times: int, ranks: int) -> Exchange:
         return _exchange(
-            plan, what, "all_gather", phase, times * s.bytes * elements, times * calls, ranks=ranks
+            plan,
+            what,
+            "all_gather",
+            phase,
+            times * s.bytes * elements,
+            times * calls,
+            ranks=ranks,
+            is_ahead=True,
         )
 
     workers = plan.num_workers
@@ -157,6 +177,7 @@ def _exchange(
     *,
     ranks: int = 0,
     is_last: bool = False,
+    is_ahead: bool = False,
 ) -> Exchange:
     return Exchange(
         what=what,
@@ -166,6 +187,7 @@ def _exchange(
         calls=calls,
         ranks=ranks or plan.num_workers,
         is_last=is_last,
+        is_ahead=is_ahead,
     )
 
 
