@@ -1,6 +1,7 @@
 """More workers, and slower links: measured here, predicted by the plan, and drawn for clusters that are not here.
 
-    python benchmarks/scaling.py [--only workers links far pairs launcher drawn] [--quick] [--out benchmarks/results/scaling.json]
+    python benchmarks/scaling.py [--only workers links far pairs launcher drawn] [--quick] [--again]
+        [--out benchmarks/results/scaling.json]
 
 - workers: 1 to 4 ranks on this machine, as much work for each (weak) or in all (strong).
 - links, far, pairs: ranks on two hosts (network namespaces) with a throttled link between them, against the plan.
@@ -58,6 +59,9 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="about a minute: 2 workers, two links, the 8B model"
     )
+    parser.add_argument(
+        "--again", action="store_true", help="measure nothing: predict again what the file has"
+    )
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.quick:
@@ -66,7 +70,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temp:
         work.make_data(Path(temp))
         for part in options.only:
-            found[part] = PARTS[part](Path(temp), options.quick, found)
+            if not options.again or part == "drawn":
+                found[part] = PARTS[part](Path(temp), options.quick, found)
+            elif part in LABS and part in found:
+                found[part] = predicted_again(Path(temp), part, found)
             if options.out:
                 options.out.write_text(json.dumps(found, indent=1) + "\n")
     if options.out:
@@ -118,17 +125,16 @@ def _jobs(folder: Path, names: list[str], ranks: int) -> dict[str, work.Job]:
     }
 
 
-def _over(lab: Lab, points: list[Point], is_far: bool, gloo_bytes_s: float | None) -> dict[str, Any]:
+def _over(lab: Lab, points: list[Point], gloo_bytes_s: float | None) -> dict[str, Any]:
     """Measure all jobs of a lab at all points, and compare.
 
     Args:
         lab: the hosts.
         points: the first without a limit, where gloo's rate is not given.
-        is_far: whether over the link that takes its time.
         gloo_bytes_s: bytes/s of gloo without a limit; None: from the first job's first point, and nothing else.
     """
     rows = []
-    with lab.ranks(is_far=is_far) as ranks:
+    with lab.ranks() as ranks:
         for name in lab.jobs:
             compute_s = lab.compute_s(ranks, name, 4)
             for point in points if name in WHOLE else points[2:3]:
@@ -140,6 +146,20 @@ def _over(lab: Lab, points: list[Point], is_far: bool, gloo_bytes_s: float | Non
                 row = compared(lab, name, point, measured, known) | {"fitted": is_fitted}
                 rows.append(row)
                 print(f"  {row}", flush=True)
+    return {"gloo_bytes_s": gloo_bytes_s, "rows": rows} | _ratios(rows)
+
+
+def predicted_again(folder: Path, part: str, found: dict[str, Any]) -> dict[str, Any]:
+    """Return a part's rows with the plan's prediction as it is now."""
+    per_host, is_far = LABS[part]
+    old, gloo_bytes_s = found[part]["rows"], _gloo(found)
+    names = list(dict.fromkeys(row["job"] for row in old))
+    lab, rows = Lab(folder, _jobs(folder, names, 2 * per_host), per_host, is_far=is_far), []
+    for row in old:
+        point = Point(row["mbit_per_s"] and row["mbit_per_s"] * MBIT, row["delay_ms"] / 1e3, 0)
+        measured = {"step_s": row["measured_s"], "waited_s": row["waited_s"], "sent": row["sent"]}
+        known = Known(compute_s=row["compute_s"], gloo_bytes_s=gloo_bytes_s)
+        rows.append(compared(lab, row["job"], point, measured, known) | {"fitted": row["fitted"]})
     return {"gloo_bytes_s": gloo_bytes_s, "rows": rows} | _ratios(rows)
 
 
@@ -164,19 +184,19 @@ def of_links(folder: Path, quick: bool, _: Any) -> dict[str, Any]:
         if quick
         else (list(JOBS), POINTS["links"])
     )
-    return _over(Lab(folder, _jobs(folder, names, 2)), points, False, None)
+    return _over(Lab(folder, _jobs(folder, names, 2)), points, None)
 
 
 def of_far(folder: Path, quick: bool, found: dict[str, Any]) -> dict[str, Any]:
     """The same over a link that takes its time."""
     names = ["zero2", "zero3", "zero3-regathered"][: 3 if not quick else 2]
-    return _over(Lab(folder, _jobs(folder, names, 2)), POINTS["far"], True, _gloo(found))
+    return _over(Lab(folder, _jobs(folder, names, 2), is_far=True), POINTS["far"], _gloo(found))
 
 
 def of_pairs(folder: Path, _: bool, found: dict[str, Any]) -> dict[str, Any]:
     """Two hosts with two ranks each: more ranks than cores, so that only the slow link can be told."""
     lab = Lab(folder, _jobs(folder, ["zero2", "zero3"], 4), per_host=2)
-    return _over(lab, POINTS["pairs"], False, _gloo(found))
+    return _over(lab, POINTS["pairs"], _gloo(found))
 
 
 def of_launcher(folder: Path, _: bool, found: dict[str, Any]) -> dict[str, Any]:
@@ -191,6 +211,8 @@ def of_drawn(_: Path, quick: bool, __: Any) -> list[dict[str, Any]]:
     return drawn.all_points(["8B"] if quick else list(drawn.MODELS))
 
 
+LABS = {"links": (1, False), "far": (1, True), "pairs": (2, False)}
+"""Parts on two hosts: ranks on each, and whether the link takes its time."""
 PARTS = {
     "workers": of_workers,
     "links": of_links,

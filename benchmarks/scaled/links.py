@@ -39,17 +39,20 @@ class Known:
 class Lab:
     """Two hosts and their ranks."""
 
-    def __init__(self, folder: Path, jobs: dict[str, work.Job], per_host: int = 1) -> None:
-        self.folder, self.jobs, self.per_host = folder, jobs, per_host
+    def __init__(
+        self, folder: Path, jobs: dict[str, work.Job], per_host: int = 1, *, is_far: bool = False
+    ) -> None:
+        """Two hosts with so many ranks each, joined by the switch or by the link that takes its time."""
+        self.folder, self.jobs, self.per_host, self.is_far = folder, jobs, per_host, is_far
         (folder / "jobs").write_bytes(pickle.dumps(jobs))
         self.relay: far.Relay | None = None
 
     @contextmanager
-    def ranks(self, *, is_far: bool = False) -> Iterator[group.Group]:
-        """Start the ranks, over the switch or over the link that takes its time."""
+    def ranks(self) -> Iterator[group.Group]:
+        """Start the ranks."""
         before = [hosts.on(1 + i // self.per_host, []) for i in range(2 * self.per_host)]
-        with hosts.hosts(2), _relay(is_far) as self.relay:
-            address, interface = (far.address(1), far.DEVICE) if is_far else (hosts.address(1), "lnk")
+        with hosts.hosts(2), _relay(self.is_far) as self.relay:
+            address, interface = (far.address(1), far.DEVICE) if self.is_far else (hosts.address(1), "lnk")
             log = self.folder / "ranks.log"
             with group.ranks(self.folder / "jobs", log, address, PORT, interface, before) as found:
                 yield found
@@ -84,7 +87,7 @@ class Lab:
         world = 2 * self.per_host
         stage, shapes, settings = job.shapes(world)
         exchanges = traffic.of_step(shapes, settings, stage)
-        interface = "lnk" if self.relay is None else far.DEVICE
+        interface = far.DEVICE if self.is_far else "lnk"
         link = ENDLESS if point.bits_per_s is None else point.bits_per_s / 8 * HEADERS[interface]
         cluster = Cluster(
             num_nodes=2,
