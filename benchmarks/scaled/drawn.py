@@ -13,7 +13,7 @@ from launcher.plan import forecast
 from launcher.plan import zero as ds_configs
 from launcher.plan.plan import ModelFacts, SplitFacts, StageFacts, World, make_plan
 
-LENGTH = 4096
+LENGTH, DTYPE = 4096, "bf16"
 STEP_PACKS = 1024
 """Packs of a step in strong scaling: 4 million tokens."""
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -46,21 +46,18 @@ WAYS = {
 def all_points(models: Sequence[str]) -> list[dict[str, Any]]:
     """Return every point of some models: network, way, weak or strong, number of GPUs."""
     found = []
-    for model, way in itertools.product(models, WAYS):
-        shapes = None
-        for kind in ("weak", "strong"):
-            for number in GPUS:
-                stage, dtype = _stage(model, way, kind, number)
-                shapes = shapes or _shapes(model, stage, dtype)
-                for network, rate in NETWORKS.items():
-                    nodes = f"{number // 8}x8xH100,net={rate}"
-                    about = {"model": model, "way": way, "network": network, "kind": kind, "gpus": number}
-                    found.append(about | _point(stage, shapes, nodes, dtype))
+    for model in models:
+        shapes = _shapes(model)
+        for way, kind, number in itertools.product(WAYS, ("weak", "strong"), GPUS):
+            stage = _stage(model, way, kind, number)
+            for network, rate in NETWORKS.items():
+                about = {"model": model, "way": way, "network": network, "kind": kind, "gpus": number}
+                found.append(about | _point(stage, shapes, f"{number // 8}x8xH100,net={rate}"))
     return found
 
 
-def _point(stage: Any, shapes: Any, nodes: str, dtype: Any) -> dict[str, Any]:
-    found = forecast.of_stage(stage, shapes, clusters.parse(nodes), dtype)
+def _point(stage: Any, shapes: Any, nodes: str) -> dict[str, Any]:
+    found = forecast.of_stage(stage, shapes, clusters.parse(nodes), DTYPE)
     if found.pace is None:
         raise ValueError(f"no speed is known for {nodes}")
     return {
@@ -97,8 +94,8 @@ def _recipe(model: str, packs: int) -> Any:
     return recipes.parse({"model": {"config": config, "tokenizer": "unused"}, "stages": [stage]})
 
 
-def _stage(model: str, way: str, kind: str, number: int) -> tuple[Any, Any]:
-    """Return the plan of the stage, and the weights' dtype."""
+def _stage(model: str, way: str, kind: str, number: int) -> Any:
+    """Return the plan of the stage."""
     recipe = _recipe(model, number if kind == "weak" else STEP_PACKS)
     name, changes = WAYS[way]
     config = ds_configs.load(str(ROOT / "ds_configs" / f"{name}.json"))
@@ -109,10 +106,11 @@ def _stage(model: str, way: str, kind: str, number: int) -> tuple[Any, Any]:
     facts = ModelFacts(hidden_size=MODELS[model]["hidden_size"], max_positions=LENGTH)
     world = World(num_workers=number, device="cuda")
     plan = make_plan(recipe, config, name, facts, (StageFacts(train=split, eval=None),), world)
-    return plan.stages[0], plan.dtype
+    return plan.stages[0]
 
 
-def _shapes(model: str, stage: Any, dtype: Any) -> Any:
+def _shapes(model: str) -> Any:
     split = SplitFacts(about_rows=10**6, num_samples=10**6)
     facts = (StageFacts(train=split, eval=None),)
-    return footprint.of_stage(_recipe(model, 8), stage, facts, dtype=dtype, device="cuda")
+    stage = _stage(model, "ZeRO-3", "weak", 8)
+    return footprint.of_stage(_recipe(model, 8), stage, facts, dtype=DTYPE, device="cuda")
