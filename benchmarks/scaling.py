@@ -75,9 +75,23 @@ def main() -> None:
             elif part in LABS and part in found:
                 found[part] = predicted_again(Path(temp), part, found)
             if options.out:
-                options.out.write_text(json.dumps(found, indent=1) + "\n")
+                options.out.write_text(_as_text(found))
     if options.out:
         plots.write(found, options.out)
+
+
+def _as_text(found: dict[str, Any]) -> str:
+    """JSON with a line for each row."""
+    parts = []
+    for name, part in sorted(found.items()):
+        rows = part["rows"] if isinstance(part, dict) and "rows" in part else part
+        lines = ",\n".join(f"  {json.dumps(row)}" for row in rows) if isinstance(rows, list) else ""
+        text = f"[\n{lines}\n ]" if isinstance(rows, list) else json.dumps(part)
+        if rows is not part:
+            rest = {key: value for key, value in part.items() if key != "rows"}
+            text = f'{json.dumps(rest)[:-1]}, "rows": {text}}}'
+        parts.append(f" {json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def of_workers(folder: Path, quick: bool, _: Any) -> list[dict[str, Any]]:
