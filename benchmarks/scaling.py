@@ -19,6 +19,7 @@ import pickle
 import statistics
 import sys
 import tempfile
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 from benchmarks.scaled import drawn, group, links, plots, work
 from benchmarks.scaled.links import Known, Lab, Point, compared, middle
+from launcher.plan import traffic
 
 ROWS = 4
 STRONG_ROWS = 12
@@ -139,42 +141,65 @@ def _jobs(folder: Path, names: list[str], ranks: int) -> dict[str, work.Job]:
     }
 
 
-def _over(lab: Lab, points: list[Point], gloo_bytes_s: float | None) -> dict[str, Any]:
+def _over(lab: Lab, points: list[Point], known: Known | None) -> dict[str, Any]:
     """Measure all jobs of a lab at all points, and compare.
 
     Args:
         lab: the hosts.
-        points: the first without a limit, where gloo's rate is not given.
-        gloo_bytes_s: bytes/s of gloo without a limit; None: from the first job's first point, and nothing else.
+        points: the first without a limit, where nothing is known yet.
+        known: of this machine; None: it is found at the first point, and those rows are not counted.
     """
-    rows = []
+    measured: list[tuple[str, Point, dict[str, Any]]] = []
     with lab.ranks() as ranks:
         for name in lab.jobs:
-            compute_s = lab.compute_s(ranks, name, 4)
+            ranks.tell("build", name=name)
             for point in points if name in WHOLE else points[2:3]:
-                measured = lab.measure(ranks, point)
-                is_fitted = gloo_bytes_s is None
-                if gloo_bytes_s is None:
-                    gloo_bytes_s = measured["sent"] / max(1e-3, measured["step_s"] - compute_s)
-                known = Known(compute_s=compute_s, gloo_bytes_s=gloo_bytes_s)
-                row = compared(lab, name, point, measured, known) | {"fitted": is_fitted}
-                rows.append(row)
-                print(f"  {row}", flush=True)
-    return {"gloo_bytes_s": gloo_bytes_s, "rows": rows} | _ratios(rows)
+                measured.append((name, point, lab.measure(ranks, point)))
+                print(f"  {name} {point} {measured[-1][2]}", flush=True)
+    return judged(lab, measured, known)
+
+
+def judged(
+    lab: Lab, measured: list[tuple[str, Point, dict[str, Any]]], known: Known | None
+) -> dict[str, Any]:
+    """Compare what was measured with the plan."""
+    is_fitted = known is None
+    known = known or fitted(lab, measured)
+    rows = []
+    for name, point, found in measured:
+        row = compared(lab, name, point, found, known)
+        rows.append(row | {"fitted": is_fitted and point.bits_per_s is None})
+        print(f"  {rows[-1]}", flush=True)
+    return asdict(known) | {"rows": rows} | _ratios(rows)
+
+
+def fitted(lab: Lab, measured: list[tuple[str, Point, dict[str, Any]]]) -> Known:
+    """Return the rate with which ZeRO-2 without a limit comes out as measured, and the cost of a call for ZeRO-3."""
+    (first, point, two), three = measured[0], next(row for name, _, row in measured if name == "zero3")
+    known = Known(gloo_bytes_s=two["sent"] / max(1e-3, two["step_s"] - two["compute_s"]))
+    if first != "zero2" or point.bits_per_s is not None:
+        raise SystemExit("the first thing to measure is ZeRO-2 without a limit")
+    missing_s = three["step_s"] - lab.predicted(lab.jobs["zero3"], point, known, three["compute_s"])[0].step_s
+    stage, shapes, settings = lab.jobs["zero3"].shapes(2)
+    calls = sum(each.calls for each in traffic.of_step(shapes, settings, stage) if not each.is_ahead)
+    return replace(known, call_s=max(0.0, missing_s / calls))
 
 
 def predicted_again(folder: Path, part: str, found: dict[str, Any]) -> dict[str, Any]:
     """Return a part's rows with the plan's prediction as it is now."""
     per_host, is_far = LABS[part]
-    old, gloo_bytes_s = found[part]["rows"], _gloo(found)
+    old = found[part]["rows"]
     names = list(dict.fromkeys(row["job"] for row in old))
-    lab, rows = Lab(folder, _jobs(folder, names, 2 * per_host), per_host, is_far=is_far), []
-    for row in old:
-        point = Point(row["mbit_per_s"] and row["mbit_per_s"] * MBIT, row["delay_ms"] / 1e3, 0)
-        measured = {"step_s": row["measured_s"], "waited_s": row["waited_s"], "sent": row["sent"]}
-        known = Known(compute_s=row["compute_s"], gloo_bytes_s=gloo_bytes_s)
-        rows.append(compared(lab, row["job"], point, measured, known) | {"fitted": row["fitted"]})
-    return {"gloo_bytes_s": gloo_bytes_s, "rows": rows} | _ratios(rows)
+    lab = Lab(folder, _jobs(folder, names, 2 * per_host), per_host, is_far=is_far)
+    measured = [
+        (
+            row["job"],
+            Point(row["mbit_per_s"] and row["mbit_per_s"] * MBIT, row["delay_ms"] / 1e3, 0),
+            {"step_s": row["measured_s"], "compute_s": row["compute_s"], "sent": row["sent"]},
+        )
+        for row in old
+    ]
+    return judged(lab, measured, None if part == "links" else _known(found))
 
 
 def _ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -185,10 +210,12 @@ def _ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
     return found
 
 
-def _gloo(found: dict[str, Any]) -> float:
+def _known(found: dict[str, Any]) -> Known:
     if "links" not in found:
-        raise SystemExit("far, pairs and launcher need what links finds first: gloo's rate without a limit")
-    return float(found["links"]["gloo_bytes_s"])
+        raise SystemExit(
+            "far, pairs and launcher need what links finds first: what gloo does without a limit"
+        )
+    return Known(gloo_bytes_s=found["links"]["gloo_bytes_s"], call_s=found["links"]["call_s"])
 
 
 def of_links(folder: Path, quick: bool, _: Any) -> dict[str, Any]:
@@ -204,20 +231,20 @@ def of_links(folder: Path, quick: bool, _: Any) -> dict[str, Any]:
 def of_far(folder: Path, quick: bool, found: dict[str, Any]) -> dict[str, Any]:
     """The same over a link that takes its time."""
     names = ["zero2", "zero3", "zero3-regathered"][: 3 if not quick else 2]
-    return _over(Lab(folder, _jobs(folder, names, 2), is_far=True), POINTS["far"], _gloo(found))
+    return _over(Lab(folder, _jobs(folder, names, 2), is_far=True), POINTS["far"], _known(found))
 
 
 def of_pairs(folder: Path, _: bool, found: dict[str, Any]) -> dict[str, Any]:
     """Two hosts with two ranks each: more ranks than cores, so that only the slow link can be told."""
     lab = Lab(folder, _jobs(folder, ["zero2", "zero3"], 4), per_host=2)
-    return _over(lab, POINTS["pairs"], _gloo(found))
+    return _over(lab, POINTS["pairs"], _known(found))
 
 
 def of_launcher(folder: Path, _: bool, found: dict[str, Any]) -> dict[str, Any]:
     """The launcher itself, on a Ray cluster of two hosts, against the same prediction."""
     from benchmarks.scaled import launched
 
-    return launched.compare(folder, _jobs(folder, ["zero2"], 2), Point(100 * MBIT, 0, 0), found["links"])
+    return launched.compare(folder, _jobs(folder, ["zero2"], 2), Point(100 * MBIT, 0, 0), _known(found))
 
 
 def of_drawn(_: Path, quick: bool, __: Any) -> list[dict[str, Any]]:

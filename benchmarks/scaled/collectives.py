@@ -1,4 +1,4 @@
-"""Every collective of a rank, counted, timed, or left out."""
+"""Every collective of a rank, counted and timed."""
 
 import time
 from collections.abc import Callable
@@ -16,11 +16,9 @@ class Tally:
     Attributes:
         calls, bytes: by name: how many, and of the whole tensors.
         waited_s: while this rank's main thread waited for one.
-        leaves_out: whether they return at once, without the others' data.
     """
 
     def __init__(self) -> None:
-        self.leaves_out = False
         self.begin()
         for name in NAMES:
             setattr(dist, name, self._counted(name, getattr(dist, name)))
@@ -37,9 +35,6 @@ class Tally:
             self.calls[name] = self.calls.get(name, 0) + 1
             most = max((each.numel() * each.element_size() for each in tensors), default=0)
             self.bytes[name] = self.bytes.get(name, 0) + most
-            if self.leaves_out:
-                _own_part(name, tensors)
-                return _Done()
             begun_s = time.perf_counter()
             work = real(*args, **kwargs)
             self.waited_s += time.perf_counter() - begun_s
@@ -64,24 +59,3 @@ class _Timed:
     def is_completed(self) -> bool:
         """Whether it is done."""
         return bool(self.work.is_completed())
-
-
-class _Done:
-    """One that was left out."""
-
-    def wait(self, *_: Any) -> bool:
-        """Return at once."""
-        return True
-
-    def is_completed(self) -> bool:
-        """It is."""
-        return True
-
-
-def _own_part(name: str, tensors: list[torch.Tensor]) -> None:
-    """Fill in what this rank has, so that no number is left as memory had it."""
-    if name == "all_gather_into_tensor":
-        whole, own = tensors[0].view(-1), tensors[1].view(-1)
-        whole.view(-1, own.numel())[:] = own
-    elif name == "reduce_scatter_tensor":
-        tensors[0].view(-1).copy_(tensors[1].view(-1)[: tensors[0].numel()])

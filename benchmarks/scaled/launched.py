@@ -11,11 +11,12 @@ from benchmarks.scaled import links, work
 from tests import hosts
 from tests.runs import Run
 
-STEPS, WARM = 14, 4
+STEPS, WARM, FREE = 18, 3, 10
+"""Steps of the run; those that do not count; up to which the link has no limit."""
 
 
 def compare(
-    folder: Path, jobs: dict[str, work.Job], point: links.Point, found: dict[str, Any]
+    folder: Path, jobs: dict[str, work.Job], point: links.Point, known: links.Known
 ) -> dict[str, Any]:
     """Make a run, and compare its steps with the prediction.
 
@@ -23,7 +24,7 @@ def compare(
         folder: to write to.
         jobs: one; its recipe is run.
         point: of the link.
-        found: of `links`: gloo's rate, and the arithmetic of a step.
+        known: of this machine.
     """
     (name, job), *_ = jobs.items()
     recipe = folder / "launched.yaml"
@@ -34,20 +35,23 @@ def compare(
         run = Run(recipe, folder / "launched", "--workers", "2", "--address", address, **hosts.TOKEN)
         run.command = hosts.on(1, [*run.command, "--ds", str(config), "--set", f"stages.only.steps={STEPS}"])
         run.extra |= {"OMP_NUM_THREADS": "1"}
-        run.start().wait_for_step(1)
+        run.start().wait_for_step(FREE)
         for number in (1, 2):
             hosts.throttle(number, point.bits_per_s)
         code = run.end(300)
     if code:
         raise RuntimeError(f"the run ended with {code}: {run.output()[-3000:]}")
-    seconds = [event["step_s"] for event in run.events("step")][WARM:]
-    compute_s = next(row["compute_s"] for row in found["rows"] if row["job"] == name)
-    known = links.Known(compute_s=compute_s, gloo_bytes_s=found["gloo_bytes_s"])
-    pace, _ = links.Lab(folder, jobs).predicted(job, point, known)
-    measured = statistics.median(seconds)
+    seconds = [event["step_s"] for event in run.events("step")]
+    # The step in which the limit comes is neither.
+    without, measured = statistics.median(seconds[WARM:FREE]), statistics.median(seconds[FREE + 1 :])
+    lab = links.Lab(folder, jobs)
+    # What a step takes without a limit holds its arithmetic and gloo's own time.
+    free, _ = lab.predicted(job, links.Point(None, 0.0, 0), known, 0.0)
+    pace, _ = lab.predicted(job, point, known, without - free.step_s)
     row = {
         "job": name,
         "mbit_per_s": (point.bits_per_s or 0) / 1e6,
+        "without_limit_s": round(without, 4),
         "measured_s": round(measured, 4),
         "predicted_s": round(pace.step_s, 4),
         "ratio": round(pace.step_s / measured, 3),

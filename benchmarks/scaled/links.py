@@ -30,10 +30,15 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """What the prediction is given of this machine: the arithmetic of a step, and gloo's bytes/s without a limit."""
+    """What the prediction is given of this machine.
 
-    compute_s: float
+    Attributes:
+        gloo_bytes_s: of gloo's where the link has no limit; fitted on ZeRO-2 over that link.
+        call_s: of each collective besides; fitted on ZeRO-3, which makes many, over that link.
+    """
+
     gloo_bytes_s: float
+    call_s: float = 0.0
 
 
 class Lab:
@@ -65,24 +70,17 @@ class Lab:
         for number in (1, 2):
             hosts.throttle(number, point.bits_per_s)
 
-    def compute_s(self, ranks: group.Group, name: str, steps: int) -> float:
-        """Build a job; return the seconds of a step in which nothing is exchanged, on all ranks at once."""
-        self.set(Point(None, 0.0, 0))
-        ranks.tell("build", name=name)
-        return middle(ranks.tell("steps", number=steps, leaves_out=True), "seconds")
-
     def measure(self, ranks: group.Group, point: Point) -> dict[str, Any]:
-        """Return a step's seconds at a point, the time waited in collectives, and the bytes sent by the first host."""
-        self.set(point)
-        found = ranks.tell("steps", number=point.steps)
-        return {
-            "step_s": middle(found, "seconds"),
-            "waited_s": middle(found, "waited"),
-            "sent": found[0]["sent"] / point.steps,
-            "calls": {name: count / point.steps for name, count in found[0]["calls"].items()},
-        }
+        """Return what a step took at a point.
 
-    def predicted(self, job: work.Job, point: Point, known: Known) -> tuple[pace.Pace, int]:
+        Returns:
+            `step_s`; `compute_s`: what of it was not spent waiting in collectives, of the rank with most;
+            `sent`: bytes of the first host.
+        """
+        self.set(point)
+        return of_steps(ranks.tell("steps", number=point.steps), point.steps)
+
+    def predicted(self, job: work.Job, point: Point, known: Known, compute_s: float) -> tuple[pace.Pace, int]:
         """Return the plan's pace of a step, and the bytes that it says a worker sends."""
         world = 2 * self.per_host
         stage, shapes, settings = job.shapes(world)
@@ -95,13 +93,14 @@ class Lab:
             device="cpu",
             node_bandwidth=min(link, known.gloo_bytes_s),
             latency_s=point.delay_s,
+            call_s=known.call_s,
         )
         share = 1 / 4 if stage.recomputes else 1 / 3
         found = pace.of_step(
             exchanges,
             settings,
             cluster,
-            work_s=known.compute_s,
+            work_s=compute_s,
             forward_share=share,
             rounds=stage.accumulation,
         )
@@ -122,19 +121,28 @@ def middle(answers: list[dict[str, Any]], name: str) -> float:
     return statistics.median(max(each) for each in zip(*(answer[name] for answer in answers), strict=True))
 
 
+def of_steps(told: list[dict[str, Any]], number: int) -> dict[str, Any]:
+    """Return medians over the steps that all ranks have told of."""
+    own = [{"own": [a - b for a, b in zip(each["seconds"], each["waited"], strict=True)]} for each in told]
+    return {
+        "step_s": middle(told, "seconds"),
+        "compute_s": middle(own, "own"),
+        "sent": told[0]["sent"] / number,
+    }
+
+
 def compared(lab: Lab, name: str, point: Point, measured: dict[str, Any], known: Known) -> dict[str, Any]:
     """Return one row: what was measured and predicted, and the ratios."""
-    found, sent = lab.predicted(lab.jobs[name], point, known)
+    found, sent = lab.predicted(lab.jobs[name], point, known, measured["compute_s"])
     return {
         "job": name,
         "ranks": 2 * lab.per_host,
         "mbit_per_s": None if point.bits_per_s is None else point.bits_per_s / 1e6,
         "delay_ms": point.delay_s * 1e3,
-        "compute_s": round(known.compute_s, 4),
+        "compute_s": round(measured["compute_s"], 4),
         "measured_s": round(measured["step_s"], 4),
         "predicted_s": round(found.step_s, 4),
         "ratio": round(found.step_s / measured["step_s"], 3),
-        "waited_s": round(measured["waited_s"], 4),
         "sent": round(measured["sent"]),
         "predicted_sent": sent,
         "sent_ratio": round(lab.per_host * sent / measured["sent"], 3) if lab.per_host == 1 else None,

@@ -42,12 +42,8 @@ class Rank:
         self.steps(3)
         return {}
 
-    def steps(self, number: int, leaves_out: bool = False) -> dict[str, Any]:
+    def steps(self, number: int) -> dict[str, Any]:
         """Make steps.
-
-        Args:
-            number: how many.
-            leaves_out: do not exchange anything.
 
         Returns:
             Of each `seconds` and `waited` (in collectives), and the number of `tokens`; of all `calls` and `bytes`
@@ -59,11 +55,10 @@ class Rank:
         before, seconds, waited, tokens = self._sent(), [], [], []
         for step in range(self.next_step, self.next_step + number):
             batches = in_lock_step(self.built.parts, step)
-            self.tally.leaves_out, waited_s = leaves_out, self.tally.waited_s
+            waited_s = self.tally.waited_s
             begun_s = time.perf_counter()
             self.built.engine.step(batches, 1e-4)
             seconds.append(time.perf_counter() - begun_s)
-            self.tally.leaves_out = False
             waited.append(self.tally.waited_s - waited_s)
             tokens.append(batches[-1].num_targets)
         self.next_step += number

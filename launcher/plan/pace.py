@@ -72,41 +72,52 @@ def of_step(
         rounds: micro-batches of the step.
         offload_s: what moving to the host and updating there adds.
     """
-    on_gpu = cluster.device == "cuda"
     taken = [(each, *seconds(each, cluster)) for each in exchanges]
-
-    def of(phase: Phase, *, reduces: bool) -> tuple[float, float]:
-        """Seconds of a phase's gathers or reductions, and of one call of them."""
-        found = [
-            (sent_s + waits_s, (sent_s + waits_s) / max(1, each.calls))
-            for each, sent_s, waits_s in taken
-            if each.phase == phase and reduces == (each.kind != "all_gather")
-        ]
-        return sum(all_s for all_s, _ in found), max((one_s for _, one_s in found), default=0.0)
-
-    def beside(work: float, exchange: tuple[float, float]) -> float:
-        all_s, one_s = exchange
-        return max(work + one_s, all_s)
-
     forward_s, backward_s = forward_share * work_s, (1 - forward_share) * work_s
-    gathered = beside(backward_s, of("backward", reduces=False))
-    reduced = of("backward", reduces=True)
-    if on_gpu and s.overlap_comm:
+    total = offload_s + _beside(forward_s, _of(taken, "forward", gathers=True))
+    gathers, reductions = (_of(taken, "backward", gathers=each) for each in (True, False))
+    gathered = _beside(backward_s, gathers)
+    if cluster.device == "cuda" and s.overlap_comm:
         window_s = gathered / rounds if any(each.is_last for each in exchanges) else gathered
-        total = gathered - window_s + beside(window_s, reduced)
-        if s.stage == 3:
-            # Both use the same links.
-            total = max(total, of("backward", reduces=False)[0] + reduced[0])
+        # What is gathered and what is reduced use the same links.
+        total += max(gathered - window_s + _beside(window_s, reductions), gathers.all_s + reductions.all_s)
     else:
-        total = gathered + reduced[0]
-    total += beside(forward_s, of("forward", reduces=False)) + offload_s
-    total += of("update", reduces=False)[0] + of("update", reduces=True)[0]
+        total += gathered + reductions.all_s
+    total += sum(_of(taken, "update", gathers=each).all_s for each in (True, False))
     return Pace(
         work_s=work_s + offload_s,
         bandwidth_s=sum(sent_s for _, sent_s, _ in taken),
         latency_s=sum(waits_s for *_, waits_s in taken),
         step_s=total,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Calls:
+    """Seconds of some calls, of one of them, and whether they are begun ahead of their use."""
+
+    all_s: float
+    one_s: float
+    is_ahead: bool
+
+
+def _of(taken: Sequence[tuple[Exchange, float, float]], phase: Phase, *, gathers: bool) -> _Calls:
+    """The gathers or the reductions of a phase."""
+    found = [
+        (each, sent_s + waits_s)
+        for each, sent_s, waits_s in taken
+        if each.phase == phase and gathers == (each.kind == "all_gather")
+    ]
+    return _Calls(
+        sum(all_s for _, all_s in found),
+        max((all_s / max(1, each.calls) for each, all_s in found), default=0.0),
+        all(each.is_ahead or each.kind != "all_gather" for each, _ in found),
+    )
+
+
+def _beside(work_s: float, calls: _Calls) -> float:
+    """Seconds of arithmetic and of calls that run beside it, if they do; one has nothing to hide behind."""
+    return max(work_s + calls.one_s, calls.all_s) if calls.is_ahead else work_s + calls.all_s
 
 
 def seconds(exchange: Exchange, cluster: Cluster) -> tuple[float, float]:
@@ -123,9 +134,8 @@ def seconds(exchange: Exchange, cluster: Cluster) -> tuple[float, float]:
     sent_s = exchange.sent(cluster.device) / link
     between = hops * (spans - 1) / max(1, exchange.ranks - 1)
     if cluster.device == "cpu":
-        return _with_gloo(
-            exchange, sent_s, exchange.calls * (hops * GLOO_HOP_S + between * cluster.latency_s)
-        )
+        waits_s = exchange.calls * (hops * GLOO_HOP_S + between * cluster.latency_s)
+        return _with_gloo(exchange, sent_s, waits_s, cluster.call_s)
     inside_s, between_s = NCCL_INSIDE_S, NCCL_BETWEEN_S + cluster.latency_s
     ring = sent_s, exchange.calls * (NCCL_CALL_S + (hops - between) * inside_s + between * between_s)
     if exchange.kind != "all_reduce" or spans == 1:
@@ -135,12 +145,12 @@ def seconds(exchange: Exchange, cluster: Cluster) -> tuple[float, float]:
     return min(ring, (sent_s / TREE_SHARE, exchange.calls * (NCCL_CALL_S + 2 * deep_s)), key=sum)
 
 
-def _with_gloo(exchange: Exchange, sent_s: float, waits_s: float) -> tuple[float, float]:
+def _with_gloo(exchange: Exchange, sent_s: float, waits_s: float, call_s: float) -> tuple[float, float]:
     """Seconds as gloo makes an exchange, measured over throttled links."""
     if exchange.kind != "all_gather":
-        return sent_s, waits_s
+        return sent_s, waits_s + exchange.calls * call_s
     if exchange.is_ahead:
         # Its threads make two calls at a time.
         return sent_s, waits_s / GLOO_THREADS
     # A part goes in two halves, and the word that a rank is ready waits behind the first: so rank after rank.
-    return sent_s * (1 + 1 / (2 * (exchange.ranks - 1))), waits_s
+    return sent_s * (1 + 1 / (2 * (exchange.ranks - 1))), waits_s + exchange.calls * call_s

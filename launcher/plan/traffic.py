@@ -38,7 +38,7 @@ class Exchange:
         calls: how many collectives, one after another.
         ranks: of a group; neighbours.
         is_last: whether they come with the last micro-batch alone.
-        is_ahead: whether they are begun before their data are needed.
+        is_ahead: whether several are under way at a time, or run beside the arithmetic.
     """
 
     what: str
@@ -103,7 +103,7 @@ def _stage_1_and_2(shapes: Shapes, s: Sharding, plan: StagePlan) -> tuple[Exchan
     trained, rounds = shapes.num_trained, plan.accumulation if s.stage == 2 else 1
     # DeepSpeed reduces slices for each owner apart, or whole buckets for all.
     kind: Kind = "all_reduce" if s.reduces_whole else "reduce"
-    calls = _buckets(shapes, s.reduce_bucket) + (0 if s.reduces_whole else plan.num_workers - 1)
+    calls = _buckets(_backward(shapes), s.reduce_bucket) + (0 if s.reduces_whole else plan.num_workers - 1)
     groups = len({each.group for each in shapes.parameters if each.group is not None})
     return (
         _exchange(
@@ -142,7 +142,7 @@ def _stage_3(shapes: Shapes, s: Sharding, plan: StagePlan) -> tuple[Exchange, ..
             times * s.bytes * elements,
             times * calls,
             ranks=ranks,
-            is_ahead=True,
+            is_ahead=phase == "update" or s.prefetch > 0,
         )
 
     workers = plan.num_workers
@@ -156,7 +156,7 @@ def _stage_3(shapes: Shapes, s: Sharding, plan: StagePlan) -> tuple[Exchange, ..
             gradients,
             "backward",
             rounds * s.sent_bytes * shapes.num_trained,
-            rounds * _buckets(shapes, s.reduce_bucket),
+            rounds * _buckets(_backward(shapes), s.reduce_bucket),
         ),
         # Each has a call of its own (partition_parameters.py, _allgather_params_coalesced).
         gather("small weights", "update", whole.always, _num_small(shapes, s), 1, workers),
@@ -191,13 +191,20 @@ def _exchange(
     )
 
 
-def _buckets(shapes: Shapes, size: int) -> int:
-    """How often a bucket of so many elements is full, or ends: gradients come last parameter first."""
+def _backward(shapes: Shapes) -> list[int]:
+    """Elements of the gradients in the order in which they come."""
+    order = [i for visit in reversed(shapes.visits) for i in reversed(visit)]
+    # What is used twice has its gradient when it is used first; what no module has of its own comes last.
+    order = [*reversed(dict.fromkeys(reversed(order))), *range(len(shapes.parameters))]
+    found = [shapes.parameters[i] for i in dict.fromkeys(order)]
+    return [each.numel for each in found if each.group is not None]
+
+
+def _buckets(numels: Sequence[int], size: int) -> int:
+    """How often a bucket of so many elements is full, or ends."""
     calls, held = 1, 0
-    for each in reversed(shapes.parameters):
-        if each.group is None:
-            continue
-        if held and held + each.numel > size:
+    for numel in numels:
+        if held and held + numel > size:
             calls, held = calls + 1, 0
-        held += each.numel
+        held += numel
     return calls
