@@ -35,6 +35,7 @@ def whole(
     max_reuse: int,
     prefetch: int,
     max_live: int,
+    units: Sequence[Sequence[tuple[int, ...]]] = (),
 ) -> Whole:
     """Follow one forward and backward.
 
@@ -48,8 +49,10 @@ def whole(
         persistence: parameters no larger than this stay.
         max_reuse: parameters stay that are used again within so many elements.
         prefetch, max_live: of the ds config, in elements.
+        units: the visits in pieces, each of which is run forward again before its backward; by default none is.
     """
-    order = [*visits, *reversed(visits)]
+    back = [each for unit in reversed(units) for each in (*unit, *reversed(unit))]
+    order = [*visits, *(back or reversed(visits))]
     walk = _Walk(numels, order, persistence)
     at_turn, most, forward = 0, 0, (0, 0)
     for step, visit in enumerate(order):

@@ -9,6 +9,7 @@ Read off DeepSpeed 0.19.8, and held against bytes that really went over a link (
 - With hpZ the first gather after an update goes over all workers, the others stay in a group.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -128,6 +129,7 @@ def _stage_3(shapes: Shapes, s: Sharding, plan: StagePlan) -> tuple[Exchange, ..
         max_reuse=s.max_reuse,
         prefetch=s.prefetch,
         max_live=s.max_live,
+        units=_layers(shapes) if plan.recomputes else (),
     )
     far = 1 if inside > 1 else rounds
     gradients: Kind = "reduce_scatter" if s.reduces_parts else "all_reduce"
@@ -161,6 +163,21 @@ def _stage_3(shapes: Shapes, s: Sharding, plan: StagePlan) -> tuple[Exchange, ..
         # Each has a call of its own (partition_parameters.py, _allgather_params_coalesced).
         gather("small weights", "update", whole.always, _num_small(shapes, s), 1, workers),
     )
+
+
+def _layers(shapes: Shapes) -> list[list[tuple[int, ...]]]:
+    """The visits in pieces: a layer's, which is computed again as a whole, and what is between layers."""
+    pieces: list[list[tuple[int, ...]]] = []
+    before = ""
+    for visit in shapes.visits:
+        # Modules without parameters are of the piece that they stand in.
+        numbered = re.match(r"(.*?\.\d+)\.", shapes.parameters[visit[0]].name) if visit else None
+        now = (numbered[1] if numbered else "") if visit else before
+        if now != before or not pieces:
+            pieces.append([])
+        pieces[-1].append(visit)
+        before = now
+    return pieces
 
 
 def _num_small(shapes: Shapes, s: Sharding) -> int:

@@ -17,7 +17,7 @@ ONE_BY_ONE = {"stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
 def _shapes(frozen: int = 0) -> Shapes:
     trace = Trace(rows=1, length=1, held=0, outputs=0, curve=((0, 0),), flops=1)
     return Shapes(
-        parameters=tuple(Parameter(f"layers.{i}", EACH, None if i < frozen else 0) for i in range(LAYERS)),
+        parameters=tuple(Parameter(f"layers.{i}.weight", EACH, None if i < frozen else 0) for i in range(LAYERS)),
         visits=tuple((i,) for i in range(LAYERS)),
         buffers=0,
         plain=trace,
@@ -28,8 +28,8 @@ def _shapes(frozen: int = 0) -> Shapes:
 class _Plan:
     """What traffic asks of a stage's plan."""
 
-    def __init__(self, num_workers: int, accumulation: int = 1) -> None:
-        self.num_workers, self.accumulation = num_workers, accumulation
+    def __init__(self, num_workers: int, accumulation: int = 1, recomputes: bool = False) -> None:
+        self.num_workers, self.accumulation, self.recomputes = num_workers, accumulation, recomputes
 
 
 def _settings(stage: int, dtype: str = "bf16", **zero: Any) -> Sharding:
@@ -81,6 +81,18 @@ def test_hpz_gathers_from_all_once_and_then_in_a_group() -> None:
     assert by["weights", 16] == 1 and by["weights in a group", 8] == 1
     assert by["weights again", 8] == pytest.approx(2, rel=0.12)
     assert by["gradients", 16] == 2
+
+
+def test_layers_that_are_computed_again_are_gathered_again_unless_they_stay() -> None:
+    def gathered(**zero: Any) -> float:
+        plan: Any = _Plan(8, recomputes=True)
+        found = traffic.of_step(_shapes(), _settings(3, **zero), plan)
+        return sum(each.bytes for each in found if each.kind == "all_gather") / (2 * ALL)
+
+    assert gathered(**ONE_BY_ONE) == pytest.approx(3, rel=0.11)
+    assert gathered(stage3_max_reuse_distance=2 * EACH, stage3_prefetch_bucket_size=0) == pytest.approx(
+        2, rel=0.11
+    )
 
 
 def test_small_weights_stay_and_are_gathered_after_the_update() -> None:
