@@ -17,7 +17,9 @@ ONE_BY_ONE = {"stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
 def _shapes(frozen: int = 0) -> Shapes:
     trace = Trace(rows=1, length=1, held=0, outputs=0, curve=((0, 0),), flops=1)
     return Shapes(
-        parameters=tuple(Parameter(f"layers.{i}.weight", EACH, None if i < frozen else 0) for i in range(LAYERS)),
+        parameters=tuple(
+            Parameter(f"layers.{i}.weight", EACH, None if i < frozen else 0) for i in range(LAYERS)
+        ),
         visits=tuple((i,) for i in range(LAYERS)),
         buffers=0,
         plain=trace,
