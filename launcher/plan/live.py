@@ -35,7 +35,7 @@ def whole(
     max_reuse: int,
     prefetch: int,
     max_live: int,
-    units: Sequence[Sequence[tuple[int, ...]]] = (),
+    backward: Sequence[tuple[int, ...]] = (),
 ) -> Whole:
     """Follow one forward and backward.
 
@@ -49,10 +49,9 @@ def whole(
         persistence: parameters no larger than this stay.
         max_reuse: parameters stay that are used again within so many elements.
         prefetch, max_live: of the ds config, in elements.
-        units: the visits in pieces, each of which is run forward again before its backward; by default none is.
+        backward: the visits of the backward; by default those of the forward in reverse.
     """
-    back = [each for unit in reversed(units) for each in (*unit, *reversed(unit))]
-    order = [*visits, *(back or reversed(visits))]
+    order = [*visits, *(backward or reversed(visits))]
     walk = _Walk(numels, order, persistence)
     at_turn, most, forward = 0, 0, (0, 0)
     for step, visit in enumerate(order):
@@ -62,8 +61,8 @@ def whole(
         walk.release(step, visit, max_reuse)
         if step == len(visits) - 1:
             at_turn, forward = walk.elements, (walk.gathered, walk.calls)
-    backward = (walk.gathered - forward[0], walk.calls - forward[1])
-    return Whole(sum(n for n in numels if n <= persistence), at_turn, most, forward, backward)
+    again = (walk.gathered - forward[0], walk.calls - forward[1])
+    return Whole(sum(n for n in numels if n <= persistence), at_turn, most, forward, again)
 
 
 @dataclass(slots=True)

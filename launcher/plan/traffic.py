@@ -129,7 +129,7 @@ def _stage_3(shapes: Shapes, s: Sharding, plan: StagePlan) -> tuple[Exchange, ..
         max_reuse=s.max_reuse,
         prefetch=s.prefetch,
         max_live=s.max_live,
-        units=_layers(shapes) if plan.recomputes else (),
+        backward=_recomputed(shapes) if plan.recomputes else (),
     )
     far = 1 if inside > 1 else rounds
     gradients: Kind = "reduce_scatter" if s.reduces_parts else "all_reduce"
@@ -165,19 +165,22 @@ def _stage_3(shapes: Shapes, s: Sharding, plan: StagePlan) -> tuple[Exchange, ..
     )
 
 
-def _layers(shapes: Shapes) -> list[list[tuple[int, ...]]]:
-    """The visits in pieces: a layer's, which is computed again as a whole, and what is between layers."""
-    pieces: list[list[tuple[int, ...]]] = []
-    before = ""
+def _recomputed(shapes: Shapes) -> list[tuple[int, ...]]:
+    """The visits of a backward that runs each layer forward again first."""
+    pieces: list[tuple[str, list[tuple[int, ...]]]] = []
     for visit in shapes.visits:
-        # Modules without parameters are of the piece that they stand in.
-        numbered = re.match(r"(.*?\.\d+)\.", shapes.parameters[visit[0]].name) if visit else None
-        now = (numbered[1] if numbered else "") if visit else before
-        if now != before or not pieces:
-            pieces.append([])
-        pieces[-1].append(visit)
-        before = now
-    return pieces
+        # Of a stage's models the names begin with the model's number. Modules without parameters are of the piece
+        # that they stand in.
+        name = shapes.parameters[visit[0]].name if visit else ""
+        found = re.match(r"(?:models\.\d+\.)?(.*?\.\d+)\.", name)
+        layer = found[1] if found else ""
+        if visit and (not pieces or pieces[-1][0] != layer):
+            pieces.append((layer, []))
+        if pieces:
+            pieces[-1][1].append(visit)
+    return [
+        each for layer, piece in reversed(pieces) for each in (*(piece if layer else ()), *reversed(piece))
+    ]
 
 
 def _num_small(shapes: Shapes, s: Sharding) -> int:

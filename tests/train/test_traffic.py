@@ -51,6 +51,6 @@ def test_bytes_and_calls_of_a_step(tmp_path: Path) -> None:
             calls = sum(found[0]["calls"].values()) / STEPS
             predicted = traffic.sent_bytes(exchanges, "cpu")
             print(name, predicted, sent, sum(each.calls for each in exchanges), calls, found[0]["calls"])
-            # Headers, and what gloo says besides, are on top.
-            assert 0.93 * sent < predicted < sent, name
+            # Headers, and what gloo says besides, are on top; what a layer's last module leaves whole is not seen.
+            assert 0.93 * sent < predicted < (1.03 if stage.recomputes else 1.0) * sent, name
             assert sum(each.calls for each in exchanges) == pytest.approx(calls, rel=0.1, abs=2), name
