@@ -172,7 +172,7 @@ def _recomputed(shapes: Shapes) -> list[tuple[int, ...]]:
         # Of a stage's models the names begin with the model's number. Modules without parameters are of the piece
         # that they stand in.
         name = shapes.parameters[visit[0]].name if visit else ""
-        found = re.match(r"(?:models\.\d+\.)?(.*?\.\d+)\.", name)
+        found = re.match(r"(.*?\.\d+)\.", re.sub(r"^models\.\d+\.", "", name))
         layer = found[1] if found else ""
         if visit and (not pieces or pieces[-1][0] != layer):
             pieces.append((layer, []))
