@@ -122,7 +122,9 @@ def _rates(group: Any, meeting: Meeting) -> dict[str, dict[int, float]]:
             dist.reduce_scatter_tensor(shard, whole, group=group)
 
         gather_s, scatter_s = _seconds(gather, device), _seconds(scatter, device)
-        rates["all_gather"][size], rates["reduce_scatter"][size] = moved / gather_s, moved / scatter_s
+        # torch's gloo has no reduce-scatter: it makes an all-reduce, which sends all twice.
+        reduced = 2 * moved if meeting.backend == "gloo" else moved
+        rates["all_gather"][size], rates["reduce_scatter"][size] = moved / gather_s, reduced / scatter_s
         # All have to stop at the same size, so the slowest one's time decides.
         slowest = torch.tensor([gather_s + scatter_s], device=device)
         dist.all_reduce(slowest, dist.ReduceOp.MAX, group=group)

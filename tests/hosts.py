@@ -18,14 +18,15 @@ import pytest
 from tests.conftest import ROOT
 from tests.runs import environment
 
-SWITCH = "launcher-test-switch"
+# Of this process alone, so that two runs on one machine do not meet.
+SWITCH = f"launcher-{os.getpid()}-switch"
 PORT, DASHBOARD, AGENT = 41_379, 41_265, 41_366
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}
 
 
 def name(number: int) -> str:
     """The namespace of a host; the first is 1."""
-    return f"launcher-test-{number}"
+    return f"launcher-{os.getpid()}-{number}"
 
 
 def address(number: int) -> str:
@@ -41,6 +42,17 @@ def on(number: int, command: Sequence[str]) -> list[str]:
 def set_link(number: int, state: str) -> None:
     """Set a host's link `up` or `down`."""
     _ip("-n", name(number), "link", "set", "lnk", state)
+
+
+def throttle(number: int, bits_per_s: float | None, device: str = "lnk") -> None:
+    """Let a host send no faster than that; None: as fast as it can."""
+    with contextlib.suppress(subprocess.CalledProcessError):
+        _tc(number, "del", device)
+    if bits_per_s is not None:
+        # Two milliseconds' worth at once; a queue that TCP does not overflow.
+        burst = max(20_000, round(bits_per_s / 8 * 0.002))
+        queue = ("burst", str(burst), "limit", "64000000")
+        _tc(number, "add", device, "tbf", "rate", f"{round(bits_per_s)}bit", *queue)
 
 
 @contextmanager
@@ -112,6 +124,14 @@ def _add(number: int) -> None:
     _ip("-n", host, "addr", "add", f"{address(number)}/24", "dev", "lnk")
     _ip("-n", host, "link", "set", "lo", "up")
     _ip("-n", host, "link", "set", "lnk", "up")
+    # A connection that was still for a moment begins anew from next to nothing; what is measured here is the link.
+    still = "/proc/sys/net/ipv4/tcp_slow_start_after_idle"
+    subprocess.run(on(number, ["sh", "-c", f"echo 0 > {still}"]), check=True)
+
+
+def _tc(number: int, verb: str, device: str, *discipline: str) -> None:
+    command = ["tc", "-n", name(number), "qdisc", verb, "dev", device, "root", *discipline]
+    subprocess.run(command, check=True, capture_output=True)
 
 
 def _ip(*arguments: str) -> None:

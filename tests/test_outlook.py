@@ -48,8 +48,9 @@ def test_a_run_that_fits(recipe: Path, capsys: pytest.CaptureFixture[str]) -> No
     kept = _kept(recipe)
     stage = kept["stages"]["chat"]
     assert kept["fits"] and stage["num_steps"] == 1000
-    # 2 all-gathers and a reduce-scatter of 6.74 B bf16 weights, 15/16 of each.
-    assert stage["sent_bytes_per_step"] == pytest.approx(3 * 2 * 6.74e9 * 15 / 16, rel=0.01)
+    # 2 all-gathers and a reduce-scatter of 6.74 B bf16 weights, 15/16 of each; but the last 1 B weights of the
+    # forward are still there when the backward begins (stage3_max_live_parameters).
+    assert stage["sent_bytes_per_step"] == pytest.approx((3 * 6.74e9 - 1e9) * 2 * 15 / 16, rel=0.01)
     # 6 operations a parameter and token, and attention.
     assert stage["flops_per_step"] == pytest.approx(32 * 2048 * 6 * 6.74e9, rel=0.15)
     assert all(item["why"] for item in stage["items"])

@@ -30,6 +30,8 @@ class Cluster:
         node_bandwidth: bytes/s of one node to others, in one direction.
         disk_bytes: of one node; None: unknown.
         price_per_hour: of the whole cluster; None: unknown.
+        latency_s: what the network adds to a message between nodes, beyond what is usual inside a rack.
+        call_s: what a collective that is waited for costs besides, on CPUs: ranks come to it one after another.
         assumed: what nobody said and was filled in, in words.
     """
 
@@ -41,6 +43,8 @@ class Cluster:
     node_bandwidth: float
     disk_bytes: int | None = None
     price_per_hour: float | None = None
+    latency_s: float = 0.0
+    call_s: float = 0.0
     assumed: tuple[str, ...] = ()
 
     @property

@@ -25,6 +25,9 @@ class Sharding:
         offload_optimizer, offload_param: where to.
         reduce_bucket, allgather_bucket, prefetch, persistence, max_reuse, max_live, sub_group: elements.
         hpz: ranks that share a second copy of the weights (ZeRO++).
+        sent_bytes: of one element of a gradient as it is sent.
+        reduces_whole: whether ZeRO-1 and 2 reduce buckets for all ranks at once, by all-reduce.
+        reduces_parts: whether ZeRO-3 reduces by reduce-scatter.
     """
 
     stage: int
@@ -43,6 +46,9 @@ class Sharding:
     max_live: int
     sub_group: int
     hpz: int
+    sent_bytes: int
+    reduces_whole: bool
+    reduces_parts: bool
 
 
 def sharding(ds: Mapping[str, Any], dtype: str) -> Sharding:
@@ -58,6 +64,10 @@ def sharding(ds: Mapping[str, Any], dtype: str) -> Sharding:
     name, params = str(optimizer.get("type", "AdamW")).lower(), optimizer.get("params") or {}
     accumulated = (ds.get("data_types") or {}).get("grad_accum_dtype") or dtype
     overlap = section.get("overlap_comm")
+    scatters = bool(section.get("reduce_scatter", True))
+    # With sequence parallelism ZeRO-1 and 2 send in fp32 (allreduce_bucket).
+    in_fp32 = int(ds.get("sequence_parallel_size") or 1) > 1 and stage in (1, 2)
+    sent = "fp32" if in_fp32 else ds.get("communication_data_type") or dtype
     return Sharding(
         stage=stage,
         bytes=BYTES[dtype],
@@ -75,6 +85,9 @@ def sharding(ds: Mapping[str, Any], dtype: str) -> Sharding:
         max_live=_size(section, "max_live_parameters", 1_000_000_000),
         sub_group=_size(section, "sub_group_size", 1_000_000_000),
         hpz=int(section.get("zero_hpz_partition_size") or 1),
+        sent_bytes=BYTES.get(sent, BYTES[dtype]),
+        reduces_whole=not scatters or bool(section.get("use_multi_rank_bucket_allreduce", True)),
+        reduces_parts=scatters,
     )
 
 

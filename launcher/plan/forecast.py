@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
-from launcher.plan import memory
+from launcher.plan import memory, pace, traffic
 from launcher.plan.cluster import Cluster
 from launcher.plan.ds_memory import Sharding, sharding
 from launcher.plan.need import PHASES, Need
+from launcher.plan.pace import Pace
 from launcher.plan.plan import StagePlan
 from launcher.plan.shapes import Shapes, Trace
 from launcher.plan.zero import Dtype
@@ -36,12 +37,12 @@ class Forecast:
         device_room, host_room: what there is to plan with; None: unknown.
         checkpoint_bytes: of one checkpoint, over all workers.
         export_bytes: of the exported model.
-        sent_bytes: that each worker sends in a step, about.
+        sent_bytes: that each worker sends in a step.
         flops: of one step, over all workers.
         token_flops: of the model for one token, forward and backward, without recomputation: of all but attention's own
             products, and of these in a sample as long as the longest.
         work_s: seconds of a step's arithmetic, about; None: unknown.
-        step_s: seconds of a step, about; None: unknown.
+        pace: of a step, about; None: unknown.
         num_steps: of the stage.
     """
 
@@ -58,7 +59,7 @@ class Forecast:
     flops: int
     token_flops: tuple[float, float]
     work_s: float | None
-    step_s: float | None
+    pace: Pace | None
     num_steps: int
     tokens_per_step: int
 
@@ -79,6 +80,11 @@ class Forecast:
         if self.device == "cpu":
             return {"device": None, "host": max(self.need.at(phase) for phase in PHASES)}
         return {"device": self.device_bytes, "host": self.need.peak("host")[0]}
+
+    @property
+    def step_s(self) -> float | None:
+        """Seconds of a step, about."""
+        return None if self.pace is None else self.pace.step_s
 
     @property
     def total_s(self) -> float | None:
@@ -111,7 +117,7 @@ def of_stage(plan: StagePlan, shapes: Shapes, cluster: Cluster, dtype: Dtype) ->
     if gpu is None:
         # Without GPUs all of it is the host's.
         on_host = per_node * max(need.at(phase) for phase in PHASES)
-    sent, work = sent_bytes(shapes, settings, plan), _work_s(plan, trace, cluster, dtype)
+    work = _work_s(plan, trace, cluster, dtype)
     return Forecast(
         name=plan.name,
         device=cluster.device,
@@ -122,11 +128,11 @@ def of_stage(plan: StagePlan, shapes: Shapes, cluster: Cluster, dtype: Dtype) ->
         host_room=_room(cluster.host_bytes, HOST_SHARE),
         checkpoint_bytes=_checkpoint_bytes(shapes, settings),
         export_bytes=settings.bytes * (shapes.num_trained + shapes.num_frozen),
-        sent_bytes=sent,
+        sent_bytes=traffic.sent_bytes(traffic.of_step(shapes, settings, plan), cluster.device),
         flops=trace.flops * plan.accumulation * plan.num_workers,
         token_flops=_token_flops(shapes.plain),
         work_s=work,
-        step_s=None if work is None else _step_s(plan, settings, shapes, cluster, work, sent),
+        pace=None if work is None else _pace(plan, settings, shapes, cluster, work),
         num_steps=plan.num_steps,
         tokens_per_step=plan.units_per_step * plan.max_length,
     )
@@ -154,25 +160,6 @@ def traced(plan: StagePlan, shapes: Shapes) -> Trace:
     return trace if trace.rows == plan.micro_batch else trace.scaled(plan.micro_batch)
 
 
-def sent_bytes(shapes: Shapes, s: Sharding, plan: StagePlan) -> int:
-    """Return the bytes that each worker sends in a step, in ring collectives.
-
-    An all-gather or a reduce-scatter of P elements sends (N-1)/N of P, an all-reduce twice that (Rajbhandari
-    et al., 2020, section 7). ZeRO-3 gathers the weights for the forward and for the backward of each
-    micro-batch, and reduces its gradients each time; ZeRO-2 reduces each time and gathers once; ZeRO-1 and
-    data parallelism reduce at the end.
-    """
-    trained, every = s.bytes * shapes.num_trained, s.bytes * (shapes.num_trained + shapes.num_frozen)
-    rounds = plan.accumulation
-    whole = {
-        0: 2 * trained,
-        1: 2 * trained,
-        2: (rounds + 1) * trained,
-        3: rounds * (2 * every + trained),
-    }[s.stage]
-    return whole * (plan.num_workers - 1) // plan.num_workers
-
-
 def _token_flops(trace: Trace) -> tuple[float, float]:
     slots, attention = trace.rows * trace.length, trace.attention_flops
     return (trace.flops - attention) / slots, attention / slots
@@ -195,11 +182,8 @@ def _work_s(plan: StagePlan, trace: Trace, cluster: Cluster, dtype: Dtype) -> fl
     return None if peak is None else trace.flops * plan.accumulation / (MFU * peak * 1e12)
 
 
-def _step_s(plan: StagePlan, s: Sharding, shapes: Shapes, cluster: Cluster, work: float, sent: int) -> float:
-    """Seconds of a step: the longer of work and network, and what offloading adds."""
-    link = cluster.accelerator.peer_bandwidth if cluster.accelerator else cluster.node_bandwidth
-    if cluster.num_nodes > 1:
-        link = min(link, cluster.node_bandwidth / cluster.workers_per_node)
+def _offload_s(plan: StagePlan, s: Sharding, shapes: Shapes, cluster: Cluster) -> float:
+    """Seconds that offloading adds to a step."""
     share, moved = ceil(shapes.num_trained / plan.num_workers), 0.0
     if s.offload_optimizer != "none":
         on_host = share * min(cluster.workers_per_node, plan.num_workers)
@@ -209,4 +193,16 @@ def _step_s(plan: StagePlan, s: Sharding, shapes: Shapes, cluster: Cluster, work
             moved += 24 * on_host / NVME_BYTES_S
     if s.offload_param != "none":
         moved += 2 * plan.accumulation * s.bytes * share / PCIE_BYTES_S
-    return max(work, sent / link) + moved
+    return moved
+
+
+def _pace(plan: StagePlan, s: Sharding, shapes: Shapes, cluster: Cluster, work: float) -> Pace:
+    return pace.of_step(
+        traffic.of_step(shapes, s, plan),
+        s,
+        cluster,
+        work_s=work,
+        forward_share=1 / 4 if plan.recomputes else 1 / 3,
+        rounds=plan.accumulation,
+        offload_s=_offload_s(plan, s, shapes, cluster),
+    )

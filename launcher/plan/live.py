@@ -17,11 +17,14 @@ class Whole:
         always: of parameters that are never let go.
         at_turn: of the others, when the forward has ended.
         most: of the others, at most.
+        forward, backward: of the others, how many are gathered in each, and by how many calls.
     """
 
     always: int
     at_turn: int
     most: int
+    forward: tuple[int, int] = field(default=(0, 0), compare=False)
+    backward: tuple[int, int] = field(default=(0, 0), compare=False)
 
 
 def whole(
@@ -32,6 +35,7 @@ def whole(
     max_reuse: int,
     prefetch: int,
     max_live: int,
+    backward: Sequence[tuple[int, ...]] = (),
 ) -> Whole:
     """Follow one forward and backward.
 
@@ -45,18 +49,20 @@ def whole(
         persistence: parameters no larger than this stay.
         max_reuse: parameters stay that are used again within so many elements.
         prefetch, max_live: of the ds config, in elements.
+        backward: the visits of the backward; by default those of the forward in reverse.
     """
-    order = [*visits, *reversed(visits)]
+    order = [*visits, *(backward or reversed(visits))]
     walk = _Walk(numels, order, persistence)
-    at_turn, most = 0, 0
+    at_turn, most, forward = 0, 0, (0, 0)
     for step, visit in enumerate(order):
         walk.fetch(step, visit)
         walk.look_ahead(prefetch, max_live)
         most = max(most, walk.elements)
         walk.release(step, visit, max_reuse)
         if step == len(visits) - 1:
-            at_turn = walk.elements
-    return Whole(sum(n for n in numels if n <= persistence), at_turn, most)
+            at_turn, forward = walk.elements, (walk.gathered, walk.calls)
+    again = (walk.gathered - forward[0], walk.calls - forward[1])
+    return Whole(sum(n for n in numels if n <= persistence), at_turn, most, forward, again)
 
 
 @dataclass(slots=True)
@@ -67,6 +73,8 @@ class _Walk:
     order: Sequence[tuple[int, ...]]
     persistence: int
     elements: int = 0
+    gathered: int = 0
+    calls: int = 0
     there: set[int] = field(default_factory=set)
     fetched_for: dict[int, int] = field(default_factory=dict)
     queue: deque[tuple[int, int]] = field(default_factory=deque)
@@ -84,8 +92,10 @@ class _Walk:
     def fetch(self, step: int, visit: tuple[int, ...]) -> None:
         """Make a module's own parameters whole, and take them off the queue."""
         missing = {i for i in visit if self.fetched_for.get(i, -1) < step}
+        before = self.gathered
         for i in visit:
             self._gather(i)
+        self.calls += self.gathered > before
         while missing and self.queue:
             i, used_at = self.queue.popleft()
             self.fetched_for[i] = used_at
@@ -98,6 +108,7 @@ class _Walk:
             i, used_at = self.queue.popleft()
             self.fetched_for[i] = max(self.fetched_for.get(i, -1), used_at)
             fetched += self._gather(i)
+        self.calls += fetched > 0
 
     def release(self, step: int, visit: tuple[int, ...], max_reuse: int) -> None:
         """Let a module's own parameters go, unless they are wanted again soon."""
@@ -115,4 +126,5 @@ class _Walk:
             return 0
         self.there.add(i)
         self.elements += self.numels[i]
+        self.gathered += self.numels[i]
         return self.numels[i]

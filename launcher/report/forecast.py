@@ -10,6 +10,8 @@ from launcher.plan.forecast import Forecast, disk_bytes, total_s
 from launcher.plan.need import PHASES
 
 GIB, MIB = 1 << 30, 1 << 20
+WORTH_SAYING = 0.1
+"""Of a step: a smaller share of waiting is not told."""
 
 
 def lines(forecasts: Sequence[Forecast], cluster: Cluster) -> list[str]:
@@ -74,6 +76,7 @@ def tree(forecasts: Sequence[Forecast], cluster: Cluster) -> dict[str, Any]:
                 "sent_bytes_per_step": each.sent_bytes,
                 "flops_per_step": each.flops,
                 "step_s": each.step_s,
+                "waits_s": None if each.pace is None else each.pace.waits_s,
                 "num_steps": each.num_steps,
             }
             for each in forecasts
@@ -106,6 +109,8 @@ def _in_short(forecast: Forecast, cluster: Cluster) -> str:
     gpu = f"GPU {_of(forecast.device_bytes, forecast.device_room)}, " if cluster.accelerator else ""
     host = f"host {_of(forecast.host_bytes, forecast.host_room)}, " if forecast.host_bytes else ""
     step = f", about {_time(forecast.step_s)} a step" if forecast.step_s else ""
+    if forecast.pace is not None and forecast.pace.waits_s > WORTH_SAYING * forecast.pace.step_s:
+        step += f", {forecast.pace.waits_s / forecast.pace.step_s:.0%} of it waiting for other workers' data"
     return (
         f"{gpu}{host}checkpoint {size(forecast.checkpoint_bytes)}, export {size(forecast.export_bytes)},"
         f" each worker sends {size(forecast.sent_bytes)} a step{step}"
