@@ -23,7 +23,9 @@ def under_torchrun(work: Work, kind: str, stage: int, steps: int, workers: int =
     return found
 
 
-def launched(work: Work, kind: str, stage: int, steps: int, workers: int = 2) -> dict[str, Any]:
+def launched(
+    work: Work, kind: str, stage: int, steps: int, workers: int = 2, device: str = "cpu"
+) -> dict[str, Any]:
     """Make the run by the launcher; return its record, with the stage's beginning and its end beside it."""
     runs = Path(work.folder) / "runs"
     command = [
@@ -35,7 +37,7 @@ def launched(work: Work, kind: str, stage: int, steps: int, workers: int = 2) ->
         "--fresh",
     ]
     command += ["--workers", str(workers), "--run-root", str(runs), "--name", kind]
-    _run([*command, "--set", f"stages.it.steps={steps}"])
+    _run([*command, "--device", device, "--set", f"stages.it.steps={steps}"], device)
     lines = (runs / kind / "metrics.jsonl").read_text().splitlines()
     every = [json.loads(line) for line in lines]
     events = [event for event in every if event["kind"] == "step"]
@@ -54,10 +56,12 @@ def launched(work: Work, kind: str, stage: int, steps: int, workers: int = 2) ->
     return found
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str], device: str = "cpu") -> None:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     own = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    own |= {"PATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
+    own |= {"PATH": path, "PYTHONPATH": str(ROOT)}
+    if device == "cpu":
+        own |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")

@@ -113,6 +113,7 @@ def make(
     compile: bool = False,
     config: dict[str, Any] | None = None,
     max_length: int | None = None,
+    dtype: str = "fp32",
 ) -> Work:
     """Tokenise the data and write down recipe, model and samples.
 
@@ -125,6 +126,7 @@ def make(
         batching, compile: of the recipe.
         model: a pretrained one, for a kind without a config.
         config, max_length: instead of the kind's.
+        dtype: of the launcher's recipe.
     """
     import yaml
 
@@ -148,7 +150,7 @@ def make(
         else {"config": config or known.config, "tokenizer": str(tokenizer)}
     )
     tree = {
-        "model": {**origin, "dtype": "fp32", "compile": compile},
+        "model": {**origin, "dtype": dtype, "compile": compile},
         "checkpoint": {"every_steps": 100_000},
         "spares": False,
         "stages": [stage],
