@@ -5,7 +5,11 @@
 
 Each row is a run of the launcher itself. Communication is measured in a second, shorter run of the same stage whose
 collectives are timed: what a rank stands in them, waiting for the others included. With `--before`, each row is compared
-with that of the same name in an earlier result. With `--out X.json` a picture is drawn as X.png (matplotlib: the extra `bench`).
+with that of the same name in an earlier result. On a machine with GPUs (not run yet):
+
+    python benchmarks/throughput.py --device gpu --sizes 1b 1.5b --lengths 2048 4096 8192 --workers 1 --batching packed
+
+With `--out X.json` a picture is drawn as X.png (matplotlib: the extra `bench`).
 """
 
 import argparse
@@ -24,6 +28,23 @@ from peers import work as works
 WARM = 10
 SIZES = {
     "small": {},
+    # As TinyLlama and Qwen2.5 have it: for GPUs.
+    "1b": {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "vocab_size": 32_000,
+    },
+    "1.5b": {
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "vocab_size": 151_936,
+    },
     "wide": {
         "hidden_size": 512,
         "intermediate_size": 2048,
@@ -37,11 +58,12 @@ def main() -> None:
     """Run the matrix, print and keep."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--ds", type=int, nargs="+", default=[2, 3], help="ZeRO stages")
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["small", "wide"])
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--batching", choices=["bucketed", "packed"], default="bucketed")
     parser.add_argument("--data", type=Path, help="chats, one a line; default: made-up ones")
+    parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu", help="gpu: in bf16")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--quick", action="store_true", help="one row")
     parser.add_argument("--before", type=Path, help="an earlier result")
@@ -58,7 +80,8 @@ def main() -> None:
     ):
         name = f"{size}, {length} tokens, ZeRO-{stage}, {workers} workers, {options.batching}"
         with tempfile.TemporaryDirectory() as temp:
-            rows[name] = _row(_work(Path(temp), size, length, options), stage, workers, options.steps)
+            work = _work(Path(temp), size, length, options)
+            rows[name] = _row(work, stage, workers, options.steps, options.device)
         print(_line(name, rows[name], before.get(name)), flush=True)
     if options.out:
         options.out.write_text(json.dumps({"steps": options.steps, "rows": rows}, indent=1) + "\n")
@@ -66,15 +89,22 @@ def main() -> None:
 
 
 def _work(folder: Path, size: str, length: int, options: argparse.Namespace) -> works.Work:
-    config = works.LLAMA | SIZES[size]
+    config = works.LLAMA | SIZES[size] | {"max_position_embeddings": length}
+    dtype = "bf16" if options.device == "gpu" else "fp32"
     return works.make(
-        folder, "chats", options.data, batching=options.batching, config=config, max_length=length
+        folder,
+        "chats",
+        options.data,
+        batching=options.batching,
+        config=config,
+        max_length=length,
+        dtype=dtype,
     )
 
 
-def _row(work: works.Work, stage: int, workers: int, steps: int) -> dict[str, float]:
+def _row(work: works.Work, stage: int, workers: int, steps: int, device: str) -> dict[str, float]:
     """Measure one row."""
-    seen = running.launched(work, "it", stage, steps, workers)
+    seen = running.launched(work, "it", stage, steps, workers, device)
     seconds, tokens, slots, samples, waits = (
         seen[name][WARM:] for name in ("seconds", "tokens", "slots", "samples", "data_seconds")
     )
@@ -95,7 +125,7 @@ def _row(work: works.Work, stage: int, workers: int, steps: int) -> dict[str, fl
     }
     if done["memory"]["device"] is not None:
         row["device_memory_bytes"] = done["memory"]["device"]
-    if workers > 1:
+    if workers > 1 and device == "cpu":
         timed = running.under_torchrun(work, "stage", stage, WARM + 10, workers)
         row["in_collectives"] = sum(timed["waits"][WARM:]) / sum(timed["seconds"][WARM:])
     return row
