@@ -30,6 +30,7 @@ CONTENDERS = {
     "launcher": "the launcher",
     "launcher-packed": "the launcher, packed",
     "launcher-compiled": "the launcher, with model.compile",
+    "launcher-both": "the launcher, packed, with model.compile",
     "stage": "the launcher's stage without Ray",
     "trainer": "HF Trainer, padded to the longest of the batch",
     "trainer-grouped": "HF Trainer, grouped by length",
@@ -37,7 +38,7 @@ CONTENDERS = {
     "loop": "bare DeepSpeed loop, padded",
     "loop-ours": "bare DeepSpeed loop on the launcher's batches",
 }
-VARIANTS = {"launcher-packed": "packed", "launcher-compiled": "compiled"}
+VARIANTS = {"launcher-packed": "packed", "launcher-compiled": "compiled", "launcher-both": "both"}
 
 
 def main() -> None:
@@ -78,16 +79,21 @@ def _variants(kinds: list[str]) -> set[str]:
 
 def _work(folder: Path, name: str, options: argparse.Namespace) -> works.Work:
     folder.mkdir()
-    batching = "packed" if name == "packed" else "bucketed"
+    batching = "packed" if name in ("packed", "both") else "bucketed"
     return works.make(
-        folder, options.work, options.data, batching=batching, model=options.model, compile=name == "compiled"
+        folder,
+        options.work,
+        options.data,
+        batching=batching,
+        model=options.model,
+        compile=name in ("compiled", "both"),
     )
 
 
 def _round(works_of: dict[str, works.Work], stage: int, options: argparse.Namespace) -> dict[str, Any]:
     found = {}
     for kind in options.only:
-        if kind == "launcher-compiled" and stage == 3:
+        if kind in ("launcher-compiled", "launcher-both") and stage == 3:
             continue  # Refused: see model.compile.
         work = works_of[VARIANTS.get(kind, "plain")]
         run = running.launched if kind.startswith("launcher") else running.under_torchrun

@@ -24,6 +24,7 @@ _PRODUCTS = {
     "_scaled_dot_product_cudnn_attention",
     "_flash_attention_forward",
     "_varlen_attn",
+    "attend_within",
 }
 
 

@@ -8,6 +8,7 @@ A model hands the bounds to its layers in the place of a mask of four dimensions
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -44,7 +45,6 @@ def as_mask(bounds: Tensor, longest: int) -> Tensor:
     return bounds.expand(1, 1, longest, -1)
 
 
-@torch.compiler.disable
 def attend(
     module: Any,
     query: Tensor,
@@ -83,28 +83,116 @@ def attend(
         )
         assert isinstance(found, Tensor)
         return found.view(packs, length, *found.shape[1:]), None
-    found = torch.cat(_each(flat, bounds, dropout, scaling))
+    groups = flat[0].shape[1] // flat[1].shape[1]
+    if groups > 1:
+        flat[1:] = [each.repeat_interleave(groups, dim=1) for each in flat[1:]]
+    if dropout:
+        found = torch.cat(_each(flat, bounds, dropout, scaling))
+    else:
+        found, _ = _within(*flat, bounds, scaling)
     return found.view(packs, length, *found.shape[1:]), None
 
 
 def _each(flat: list[Tensor], bounds: Tensor, dropout: float, scaling: float | None) -> list[Tensor]:
-    """Attend sample by sample; return each one's (tokens, heads, size)."""
+    """Attend sample by sample, with dropout, which torch's fused kernel lacks; return each one's (tokens, heads, size)."""
     lengths = bounds.diff().tolist()
     # Split, whose backward joins the pieces once: slices would each make a gradient as large as the whole.
     pieces = zip(*(each.split(lengths) for each in flat), strict=True)
-    is_grouped = flat[0].shape[1] != flat[1].shape[1]
     return [
         F.scaled_dot_product_attention(
             *(each.transpose(0, 1).unsqueeze(0) for each in piece),
             dropout_p=dropout,
             is_causal=True,
             scale=scaling,
-            enable_gqa=is_grouped,
         )
         .squeeze(0)
         .transpose(0, 1)
         for piece in pieces
     ]
+
+
+# One operation for all samples, so that a compiled model is not broken up at their number.
+@torch.library.custom_op("launcher::attend_within", mutates_args=())
+def _within(
+    query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, scale: float | None
+) -> tuple[Tensor, Tensor]:
+    """Attend on a CPU: (tokens, heads, size) each; return as much, and the logarithm of each softmax's sum."""
+    result = torch.empty_like(query)
+    sums = query.new_empty(*query.shape[:2], dtype=torch.promote_types(query.dtype, torch.float32))
+    for piece in _pieces(bounds):
+        given = (_alone(each[piece]) for each in (query, key, value))
+        found, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            *given, 0.0, True, scale=scale
+        )
+        result[piece], sums[piece] = found[0].transpose(0, 1), total[0].transpose(0, 1)
+    return result, sums
+
+
+@_within.register_fake
+def _(
+    query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, scale: float | None
+) -> tuple[Tensor, Tensor]:
+    sums = query.new_empty(*query.shape[:2], dtype=torch.promote_types(query.dtype, torch.float32))
+    return torch.empty_like(query), sums
+
+
+@torch.library.custom_op("launcher::attend_within_backward", mutates_args=())
+def _within_backward(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bounds: Tensor,
+    result: Tensor,
+    sums: Tensor,
+    scale: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of query, key and value."""
+    found = tuple(torch.empty_like(each) for each in (query, key, value))
+    for piece in _pieces(bounds):
+        given = (_alone(each[piece]) for each in (gradient, query, key, value, result, sums))
+        slopes = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            *given, 0.0, True, scale=scale
+        )
+        for whole, slope in zip(found, slopes, strict=True):
+            whole[piece] = slope[0].transpose(0, 1)
+    return found
+
+
+@_within_backward.register_fake
+def _(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bounds: Tensor,
+    result: Tensor,
+    sums: Tensor,
+    scale: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *given, ctx.scale = inputs
+    ctx.save_for_backward(*given, *output)
+
+
+def _back(ctx: Any, gradient: Tensor, _: Tensor) -> Any:
+    return *_within_backward(gradient.contiguous(), *ctx.saved_tensors, ctx.scale), None, None
+
+
+_within.register_autograd(_back, setup_context=_keep)
+
+
+def _pieces(bounds: Tensor) -> list[slice]:
+    starts = bounds.tolist()
+    return [slice(start, end) for start, end in pairwise(starts)]
+
+
+def _alone(piece: Tensor) -> Tensor:
+    """(tokens, heads, ...) as a batch of one: (1, heads, tokens, ...)."""
+    return piece.transpose(0, 1).unsqueeze(0)
 
 
 def _suits(model: Any, device: torch.device) -> bool:

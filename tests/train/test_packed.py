@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, modeling_flash_attention_utils
 
 from launcher.errors import ModelError
-from launcher.train import packed, varlen
+from launcher.train import compiled, packed, varlen
 
 VOCABULARY = 97
 # The second pack has a sample of one token, the third a single sample and much padding, the last is full.
@@ -146,7 +146,7 @@ def test_the_comparison_has_teeth():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "bounds"])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_self_test_passes_what_is_right(name, attention, dtype):
     model = _model(attention, dtype, **MODELS[name])
@@ -310,3 +310,38 @@ def test_bounds_are_taken_anew_where_the_self_test_cuts_a_pack():
     model, tensors = _model("bounds", **MODELS["llama"]), _batch([[LENGTH]])
     tensors[packed.BOUNDS] = packed.bounds(tensors["position_ids"], torch.device("cpu"))
     packed.self_test(model, _as_told(model), tensors)
+
+
+@pytest.mark.slow
+def test_a_compiled_trunk_takes_packs_of_any_number_of_samples():
+    model, plain = _model("bounds", **MODELS["llama"]), _model("bounds", **MODELS["llama"])
+    model.config.use_cache = plain.config.use_cache = False
+    compiled.turn_on(model)
+    torch._dynamo.reset()
+    for packs in (PACKS, [[5, 4, 3, 20], [32]], [[16, 16], [1, 31], [8, 8, 8, 8]]):
+        tensors = _batch(packs)
+        losses = [_losses(_as_told(each)(tensors), tensors["labels"]).sum() for each in (model, plain)]
+        gradients = [_gradient(each, loss) for each, loss in zip((model, plain), losses, strict=True)]
+        torch.testing.assert_close(*losses, atol=1e-4, rtol=1e-5)
+        assert (gradients[0] - gradients[1]).abs().max() <= 1e-4 * gradients[1].abs().max()
+    # One graph, whatever the samples: nothing breaks it up.
+    assert torch._dynamo.utils.counters["graph_break"] == {}
+
+
+@pytest.mark.slow
+def test_evaluation_leaves_what_is_compiled_aside():
+    model, seen = _model("sdpa", **MODELS["llama"]), []
+    compiled.turn_on(model)
+    tensors = {"input_ids": torch.zeros(1, 4, dtype=torch.int64), "use_cache": False}
+
+    @compiled.aside_in
+    def evaluated():
+        seen.append(model(**tensors).logits)
+
+    model(**tensors)
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    model.eval()
+    with torch.no_grad():
+        evaluated()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before
+    assert seen[0].shape == (1, 4, VOCABULARY)
