@@ -9,7 +9,7 @@ with that of the same name in an earlier result. On a machine with GPUs (not run
 
     python benchmarks/throughput.py --device gpu --sizes 1b 1.5b --lengths 2048 4096 8192 --workers 1 --batching packed
 
-With `--out X.json` a picture is drawn as X.png (matplotlib: the extra `bench`).
+With `--out X.json` a picture is drawn as X.png.
 """
 
 import argparse

@@ -41,7 +41,8 @@ class Forecaster:
             # A loss in tiles is not in proportion to the rows, so each micro-batch has a trace of its own.
             rows = stage.micro_batch if recipe.stages[stage.index].task == "causal-lm" else None
             partitioned = footprint.is_partitioned(recipe, stage)
-            key = (stage.index, len(stage.beside), plan.dtype, world.device, stage.team, rows, partitioned)
+            how = (stage.team, rows, partitioned, stage.keeps_products)
+            key = (stage.index, len(stage.beside), plan.dtype, world.device, *how)
             if key not in self._known:
                 self._known[key] = footprint.of_stage(
                     recipe, stage, self.facts, dtype=plan.dtype, device=world.device

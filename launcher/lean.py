@@ -18,8 +18,8 @@ costs as much as a third of torch."""
 def imports() -> Iterator[None]:
     """Import within the block as if what is unneeded were not installed, and without looking for garbage.
 
-    Afterwards everything can be imported again. What was imported stays for as long as the process does, so no later
-    look for garbage goes through it: DeepSpeed makes one in each start, which took half a second.
+    Afterwards everything can be imported again. What was imported stays for as long as the process does, so no look for
+    garbage goes through it until a stage has ended: DeepSpeed makes one in each start, which took half a second.
     """
     collects = gc.isenabled()
     gc.disable()

@@ -225,7 +225,7 @@ class StageRun:
             )
             if self.verdict.is_best:
                 self.best.save(step, self.state(step))
-        self.stepped_at_s = time.monotonic()
+        self._stood_still()
         return self.verdict.is_enough
 
     def state(self, step: int) -> dict[str, Any]:
@@ -246,6 +246,13 @@ class StageRun:
         """Save what continues the run after `step`."""
         self.pulse.phase = "save"
         self.totals["stall_s"] += self.checkpoints.save(step, self.state(step))
+        self._stood_still()
+
+    def _stood_still(self) -> None:
+        """Use a stop that all ranks make; the next step's time begins."""
+        from launcher.train import garbage
+
+        garbage.everything()
         self.stepped_at_s = time.monotonic()
 
     def tell_checkpoint(self, saved: dict[str, Any]) -> None:

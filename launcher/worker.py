@@ -65,7 +65,10 @@ def train(job: dict[str, Any]) -> None:
 def _run(job: dict[str, Any], rank: int, pulse: Pulse) -> None:
     """Do the stages in order; then look at what was forgotten."""
     offload.check_disks(job["ds_config"], job["ds_name"])
+    from launcher.train import peak
+
     context = _context(job, rank, pulse)
+    peak.flops(context.device, context.plan.dtype)  # Known from now on; while the device's memory is free.
     for plan in context.plan.stages:
         if storage.read_json(context.stage_dir(plan.name) / DONE) is None:
             _stage(context, plan, job["predicted"].get(plan.name, {}))

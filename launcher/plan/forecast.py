@@ -202,7 +202,7 @@ def _pace(plan: StagePlan, s: Sharding, shapes: Shapes, cluster: Cluster, work: 
         s,
         cluster,
         work_s=work,
-        forward_share=1 / 4 if plan.recomputes else 1 / 3,
+        forward_share=1 / 4 if plan.recomputes and not plan.keeps_products else 1 / 3,
         rounds=plan.accumulation,
         offload_s=_offload_s(plan, s, shapes, cluster),
     )

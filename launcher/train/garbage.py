@@ -20,6 +20,11 @@ def held() -> Iterator[None]:
         gc.unfreeze()
 
 
+def everything() -> None:
+    """Collect all, where all ranks stand still anyway: what has outlived one collection is left by `after`."""
+    gc.collect()
+
+
 def after(step: int) -> None:
     """Collect what the last steps left behind, on all ranks after the same ones."""
     if step % EVERY_STEPS == 0:

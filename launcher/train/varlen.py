@@ -202,9 +202,19 @@ def _suits(model: Any, device: torch.device) -> bool:
     windows = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)
     is_plain = kinds == {"full_attention"} and (not windows or "layer_types" in vars(config))
     is_plain = is_plain and not any(getattr(config, name, None) for name in _BEYOND)
+    # Latent attention has values of another size than keys, which no kernel here takes.
+    is_plain = is_plain and not any(
+        getattr(config, name, None) for name in ("v_head_dim", "qk_rope_head_dim")
+    )
     if not (is_plain and config._attn_implementation == "sdpa" and model._supports_attention_backend):
         return False
     if device.type != "cuda":
         return True
     drops = any(getattr(config, name, 0) for name in ("attention_dropout", "attn_pdrop"))
-    return not drops and model.dtype in _HALF and torch.cuda.get_device_capability(device) >= (8, 0)
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return (
+        not drops
+        and size <= 256
+        and model.dtype in _HALF
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )

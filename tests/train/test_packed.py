@@ -301,9 +301,25 @@ def test_bounds_take_the_place_of_a_mask(name):
     assert torch.equal(model(ids, **given).logits, plain(ids, **given).logits)
 
 
-@pytest.mark.parametrize("name", ["mistral with windows", "qwen2 with windows in its second layer"])
-def test_windows_of_attention_keep_their_mask(name):
-    assert packed.attention_of(_model("bounds", **MODELS[name])) == "sdpa"
+LATENT = {
+    "model_type": "deepseek_v3",
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "first_k_dense_replace": 2,
+}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [MODELS["mistral with windows"], MODELS["qwen2 with windows in its second layer"], LATENT],
+    ids=["mistral", "qwen2", "latent"],
+)
+def test_windows_and_latent_attention_keep_their_mask(settings):
+    assert packed.attention_of(_model("bounds", **settings)) == "sdpa"
 
 
 def test_bounds_are_taken_anew_where_the_self_test_cuts_a_pack():
