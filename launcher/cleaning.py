@@ -77,7 +77,9 @@ def plan(
         if named and run.name not in named:
             continue
         if run.state == "running" or not _is_surely_ended(run):
-            words = "is running" if run.state == "running" else "was written to less than an hour ago"
+            words = {"running": "is running", "unreadable": f"cannot be read: {run.kind}"}.get(
+                run.state, "was written to less than an hour ago"
+            )
             kept += [f"{run.name}: {words}"] if named else []
         elif time.time() - run.seen_s >= older_than_s:
             items, reason = _of_run(run, is_named=run.name in named, keep_exports=keep_exports)
@@ -94,9 +96,16 @@ def plan(
 
 def free(item: Item, root: Path) -> bool:
     """Delete an item, unless its run goes on by now; return whether it is gone."""
+    try:
+        return _free(item, root)
+    except OSError:
+        return False  # A file of somebody else's.
+
+
+def _free(item: Item, root: Path) -> bool:
     for path in item.paths:
         owner = next((each for each in (path, *path.parents) if (each / listing.RECIPE).is_file()), None)
-        if owner is not None and listing.look(owner, owner.parent).state == "running":
+        if owner is not None and listing.look(owner, owner.parent).state in ("running", "unreadable"):
             return False
         if _is_locked(path):
             return False
@@ -137,6 +146,8 @@ def _of_run(run: Run, *, is_named: bool, keep_exports: bool) -> tuple[list[Item]
 
 def _is_surely_ended(run: Run) -> bool:
     """Whether nobody writes there any more: of a lost driver on another machine only time tells."""
+    if run.state == "unreadable":
+        return False
     return run.state != "driver lost" or time.time() - run.seen_s > RECENT_S
 
 
@@ -172,7 +183,8 @@ def _stores(root: Path, runs: Sequence[Run], older_than_s: float) -> tuple[list[
     for run in runs:
         if run.state == "done":
             continue
-        if (names := storage.read_json(run.path / "stores.json")) is None:
+        names = None if run.state == "unreadable" else storage.read_json(run.path / "stores.json")
+        if names is None:
             return (
                 [],
                 f"token stores: {run.name} is unfinished and does not say which it needs: none is freed",

@@ -43,8 +43,12 @@ def shown(run_dir: Path) -> Iterator[None]:
 
 
 def _has_agent() -> bool:
-    here = ray.get_runtime_context().get_node_id()
-    return any(node["NodeID"] == here and node.get("MetricsExportPort") for node in ray.nodes())
+    try:
+        here = ray.get_runtime_context().get_node_id()
+        return any(node["NodeID"] == here and node.get("MetricsExportPort") for node in ray.nodes())
+    except Exception as error:  # What only shows a run must never end it.
+        logging.getLogger(__name__).warning("the run is not shown to Prometheus: %s", error)
+        return False
 
 
 def _show(run: str, reading: Reading, ended: threading.Event) -> None:

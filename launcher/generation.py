@@ -105,8 +105,20 @@ class Generation:
         """The nodes of its workers, as far as these have told."""
         return {event["node"] for event in self.events if event["kind"] == "worker"}
 
+    def _take(self, event: Event) -> None:
+        """Keep, record and show one event."""
+        self._keep(event)
+        if event["kind"] in OF_THE_DRIVER:
+            self._record(event)
+        try:
+            self.view.show(event)
+        except Exception as error:  # The view must never end a run, nor hide how one ended.
+            logging.getLogger(__name__).warning("progress: %s: %s", type(error).__name__, error)
+
     def _keep(self, event: Event) -> None:
         """Keep an event; of steps in a row the first and the last, since a run makes millions."""
+        if event["kind"] == "usage":
+            return  # Nobody asks for it, and it would stand between steps in a row.
         if all(each["kind"] == "step" for each in (event, *self.events[-2:])) and len(self.events) > 1:
             self.events.pop()
         self.events.append(event)
@@ -156,16 +168,13 @@ class Generation:
         def drain() -> None:
             for event in ray.get(self.bulletin.read.remote(self.num_read), timeout=30):
                 self.num_read += 1
-                self._keep(event)
-                self.view.show(event)
-                if event["kind"] in OF_THE_DRIVER:
-                    self._record(event)
+                self._take(event)
 
         def poll() -> None:
             while not stop.wait(POLL_S):
                 try:
                     drain()
-                except Exception as error:  # The view must never end a run.
+                except Exception as error:  # What cannot be read now is read at the end.
                     logging.getLogger(__name__).warning("progress: %s", error)
 
         thread = threading.Thread(target=poll, daemon=True)

@@ -17,7 +17,7 @@ from launcher.report.history import BREAKS
 from launcher.report.record import Event
 from launcher.report.tail import Tail
 
-State = Literal["done", "running", "stopped", "failed", "driver lost"]
+State = Literal["done", "running", "stopped", "failed", "driver lost", "unreadable"]
 RECIPE, REPORT, SUMMARY, RECORD = "recipe.yaml", "report.json", "summary.json", "metrics.jsonl"
 FRESH_S = 35.0
 """A driver writes its report every 10 to 30 s (`ending`): one so fresh is of a driver that lives."""
@@ -33,7 +33,7 @@ class Run:
 
     Attributes:
         name: below the run root.
-        kind: of its verdict, in the words of the report.
+        kind: of its verdict, in the words of the report; of an unreadable run, why it is that.
         report: its report.json; empty: none was written yet.
         seen_s: when its driver or its workers last wrote anything that tells of them.
     """
@@ -106,10 +106,15 @@ def root_of(path: Path, places: Sequence[Path]) -> Path:
 
 def look(path: Path, root: Path) -> Run:
     """Return what the files of a run directory say."""
-    report = storage.read_json(path / REPORT)
+    seen_s = _seen_s(path)
+    try:
+        report = storage.read_json(path / REPORT)
+    except OSError as error:
+        return Run(str(path.relative_to(root)), path, "unreadable", str(error), 1, {}, seen_s)
     report = report if isinstance(report, dict) else {}
-    verdict = report.get("verdict") or {}
-    kind, seen_s = verdict.get("kind", "running"), _seen_s(path)
+    verdict = report.get("verdict")
+    verdict = verdict if isinstance(verdict, dict) else {}
+    kind = verdict.get("kind", "running")
     if kind == "running":
         state: State = "running" if is_alive(verdict, report, seen_s) else "driver lost"
         if (path / SUMMARY).is_file() and state != "running":
@@ -131,7 +136,7 @@ def events(run: Run, tail: Tail) -> list[Event]:
     begin = opened.event(run.path)
     done = [stage["name"] for stage in begin["stages"] if stage["is_done"]]
     begin |= {} if run.state == "running" else {"said": ""}
-    told = run.report.get("events", [])
+    told = run.report.get("events") or []
     # In the record the last checkpoint may be far from the end; of its stall the record's sums tell.
     saved = [{**event, "stall_s": 0.0} for event in told if event["kind"] == "checkpoint"][-1:]
     ended = [{"kind": "stage_done", "stage": name, **(opened.done(run.path, name) or {})} for name in done]
@@ -140,7 +145,7 @@ def events(run: Run, tail: Tail) -> list[Event]:
 
 def restarts(run: Run) -> Event:
     """Return how often workers began anew in this try, as an event for a view."""
-    told = run.report.get("events", [])
+    told = run.report.get("events") or []
     return {"kind": "report", "restarts": sum(event["kind"] in BREAKS for event in told)}
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -226,12 +227,11 @@ def _train(
     marks: Any = None,
 ) -> tuple[dict[str, Any], str]:
     """Prepare the data, plan, and train; return the summary, and the verdict in one line."""
-    from launcher import ahead, driver, ending, gauges, stores, tracking
+    from launcher import ahead, ending, stores
     from launcher import origin as origins
     from launcher import recipe as recipes
     from launcher.plan import plan as planning
     from launcher.plan import zero
-    from launcher.report import opened
     from launcher.report import summary as report
 
     recipe, ds_config, run_dir = job.recipe, job.ds_config, job.run_dir
@@ -259,13 +259,25 @@ def _train(
         storage.write_json(run_dir / stores.DATA, prepared.data_files)
         storage.write_json(run_dir / stores.STORES, prepared.stores)
         end = ending.Ending(run_dir, job.outlook.predicted(), view.say, marks)
-        view.show(opened.event(run_dir))
-        with gauges.shown(run_dir), tracking.followed(run_dir, recipe.trackers, view.say):
-            try:
-                summary = driver.run(job, world, view, prepared, end.lives, meddle)
-            except BaseException as error:
-                raise end.failed(error) from error.__cause__
-            return summary, end.done(summary)
+        return _driven(job, world, view, prepared, end, meddle)
+
+
+def _driven(
+    job: Any, world: Any, view: Any, prepared: Any, end: Any, meddle: Any
+) -> tuple[dict[str, Any], str]:
+    """Train a run that has begun: whatever comes, it ends with a verdict, which is told before the trackers end."""
+    from launcher import driver, gauges, tracking
+    from launcher.report import opened
+
+    with ExitStack() as beside:
+        try:
+            view.show(opened.event(job.run_dir))
+            beside.enter_context(gauges.shown(job.run_dir))
+            beside.enter_context(tracking.followed(job.run_dir, job.recipe.trackers, view.say))
+            summary = driver.run(job, world, view, prepared, end.lives, meddle)
+        except BaseException as error:
+            raise end.failed(error) from error.__cause__
+        return summary, end.done(summary)
 
 
 def _try_resuming(job: Any, world: Any, view: Any, options: argparse.Namespace) -> int:

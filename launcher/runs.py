@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import cleaning, listing, storage
-from launcher.errors import LauncherError
+from launcher.errors import BadInput, LauncherError
 from launcher.listing import Run
 from launcher.report import lines
 from launcher.report.forecast import size
@@ -18,7 +18,7 @@ from launcher.report.tail import Tail
 
 DAY_S = 86400.0
 _HEAD = ("RUN", "STATE", "AT", "METRIC", "BEGUN", "TOOK", "COST", "CHECKPOINTS", "EXPORTS", "REST")
-_NOT_DONE = 1
+_NOT_DONE, _INTERRUPTED = 1, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,6 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LauncherError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BadInput.exit_code
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return _INTERRUPTED
 
 
 def parser() -> argparse.ArgumentParser:
@@ -88,17 +94,31 @@ def as_json(run: Run) -> dict[str, Any]:
 
 def _list(options: argparse.Namespace) -> int:
     roots = listing.roots(options.run_root)
-    found = [(root, [as_json(run) for run in listing.all_in(root)]) for root in roots]
+    found = [(root, [_read(run) for run in listing.all_in(root)]) for root in roots]
     if options.json:
         print(json.dumps([run for _, runs in found for run in runs], indent=1))
         return 0
     for root, runs in found:
         print(f"{root}:" + ("" if runs else " no runs"))
-        if runs:
-            print("\n".join(_table([_HEAD, *(_row(run) for run in runs)])))
+        if read := [run for run in runs if "error" not in run]:
+            print("\n".join(_table([_HEAD, *(_row(run) for run in read)])))
+        for run in runs:
+            if "error" in run:
+                print(f"{run['name']}: cannot be read: {run['error']}")
     if not found:
         print("no runs here: --run-root names where they are kept")
     return 0
+
+
+def _read(run: Run) -> dict[str, Any]:
+    """Return what a list says of a run; of one that cannot be read, why: its files may be of any version, or broken."""
+    odd = {"name": run.name, "path": str(run.path), "state": "unreadable"}
+    if run.state == "unreadable":
+        return odd | {"error": run.kind}
+    try:
+        return as_json(run)
+    except Exception as error:
+        return odd | {"error": f"{type(error).__name__}: {error}"}
 
 
 def _clean(options: argparse.Namespace) -> int:
@@ -134,7 +154,7 @@ def _free(items: list[cleaning.Item], kept: list[str], root: Path, *, is_agreed:
         if not (sys.stdin.isatty() and sys.stdout.isatty()):
             print("nothing was deleted: --yes deletes it")
             return 0
-        if input(f"delete these, {size(total)}? [y/N] ").strip().lower() not in ("y", "yes"):
+        if not _agrees(f"delete these, {size(total)}? [y/N] "):
             print("nothing was deleted")
             return 0
     freed = [item for item in items if cleaning.free(item, root)]
@@ -143,6 +163,17 @@ def _free(items: list[cleaning.Item], kept: list[str], root: Path, *, is_agreed:
     for item in left:
         print(f"  not freed: {item.owner}: {item.what}: it is in use by now, or may not be deleted")
     return _NOT_DONE if left else 0
+
+
+def _agrees(question: str) -> bool:
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        print()
+        return False
+    except KeyboardInterrupt:
+        print("\nnothing was deleted")
+        raise
 
 
 def _progress(run: Run) -> Progress:
@@ -163,7 +194,7 @@ def _metric(progress: Progress) -> dict[str, float]:
 
 def _seconds(run: Run) -> float:
     """How long all tries of a run took together."""
-    tries = [*run.report.get("earlier", []), run.report]
+    tries = [*(run.report.get("earlier") or []), run.report]
     return round(sum(float(each.get("seconds") or 0) for each in tries), 1)
 
 

@@ -47,10 +47,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; None where there is none, or where it is not whole."""
+    """Read a JSON file; None where there is none, or where it is not whole.
+
+    Raises:
+        OSError: it is there, and cannot be read.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError, json.JSONDecodeError):
         return None
 
 

@@ -27,15 +27,27 @@ def followed(run_dir: Path, asked: tuple[Any, ...], say: Callable[[str], None]) 
         asked: the recipe's trackers.
         say: is told, once for each, what is wrong with it.
     """
-    followers = [_Process(run_dir, name, say) for name in trackers.names(asked)]
+    followers: list[_Process] = []
     try:
+        for name in trackers.names(asked):
+            try:
+                followers.append(_Process(run_dir, name, say))
+            except OSError as error:
+                say(f"tracker {name} cannot be started ({error}); the run goes on without it")
         yield
     finally:
-        for each in followers:
-            each.let_end()
-        until_s = time.monotonic() + LAST_S + _START_S
-        for each in followers:
-            each.wait(until_s)
+        try:
+            _end(followers, time.monotonic() + LAST_S + _START_S)
+        except KeyboardInterrupt:
+            # Who interrupts here wants to wait no more: how the run ended is known, and stays as it is.
+            _end(followers, time.monotonic())
+
+
+def _end(followers: list["_Process"], until_s: float) -> None:
+    for each in followers:
+        each.let_end()
+    for each in followers:
+        each.wait(until_s)
 
 
 class _Process:

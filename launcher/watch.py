@@ -36,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LauncherError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BadInput.exit_code
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,7 +55,10 @@ def parser() -> argparse.ArgumentParser:
 def _meant(name: str | None, root: str | None) -> Run:
     places = listing.roots(root)
     if name is not None:
-        return listing.find(name, places)
+        run = listing.find(name, places)
+        if run.state == "unreadable":
+            raise BadInput(f"{run.path}: cannot be read: {run.kind}")
+        return run
     found = [run for place in places for run in listing.all_in(place)]
     going = [run for run in found if run.state == "running"]
     if going:
@@ -68,7 +74,7 @@ class _Watch:
     def __init__(self, run: Run, view: View) -> None:
         self.run, self.view = run, view
         self.tail = Tail(run.path / listing.RECORD)
-        self.num_told = len(run.report.get("events", []))
+        self.num_told = len(run.report.get("events") or [])
         self.looked_s = time.monotonic()
         self.done: set[str] = set()
         self.told: set[tuple[str, float]] = set()
@@ -119,7 +125,7 @@ class _Watch:
             if name not in self.done and (ended := opened.done(self.run.path, name)) is not None:
                 self.done.add(name)
                 yield {"kind": "stage_done", "stage": name, **ended}
-        events = self.run.report.get("events", [])
+        events = self.run.report.get("events") or []
         if self.run.report.get("begun") != self.try_begun:
             # The same command was started once more.
             self.try_begun, self.num_told = self.run.report.get("begun"), 0

@@ -184,6 +184,9 @@ def _listener(bulletin: str) -> Callable[[Event], None]:
                 actor.post.remote(event)
             except ray.exceptions.RayError:
                 pass  # The driver is gone, and this process goes with it.
+            except Exception:
+                # Without this thread the next event would wait for ever.
+                logging.getLogger(__name__).exception("not told to the driver: %s", event["kind"])
             finally:
                 waiting.task_done()
 

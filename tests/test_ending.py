@@ -3,13 +3,15 @@
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from launcher import ending, listing
+from launcher import ending, listing, run
 from launcher.errors import TrainingFailed
 from launcher.report.history import Life
+from launcher.report.view import View
 from tests.report.events import begin, step
 
 
@@ -45,3 +47,16 @@ def test_a_report_lives_as_its_driver_does(tmp_path: Path, monkeypatch: pytest.M
     time.sleep(0.5)
     assert (tmp_path / ending.REPORT).read_text() == ended, "nothing is written over a verdict"
     assert listing.look(tmp_path, tmp_path.parent).state == "failed"
+
+
+def test_what_fails_beside_the_training_ends_with_a_verdict_too(tmp_path: Path) -> None:
+    class Closed(View):
+        def show(self, event: dict[str, Any]) -> None:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    end = ending.Ending(tmp_path, {}, print)
+    job = SimpleNamespace(run_dir=tmp_path, recipe=None)
+    with pytest.raises(BrokenPipeError) as ended:
+        run._driven(job, None, Closed(), None, end, None)
+    assert "verdict: " in ended.value.__notes__[0]
+    assert report(tmp_path)["verdict"]["kind"] != "running" and report(tmp_path)["ended"]

@@ -4,14 +4,16 @@ import json
 import os
 import shutil
 import socket
+import sys
 import time
 from pathlib import Path
 
 import filelock
 import pytest
 
-from launcher import cleaning, listing, runs, storage
+from launcher import cleaning, listing, runs, storage, watch
 from launcher.errors import RunExists
+from launcher.report import past
 from tests.run_files import age, checkpoint, files, make
 
 PROCESS = {"host": socket.gethostname(), "pid": os.getpid()}
@@ -200,3 +202,78 @@ def test_what_is_linked_from_another_run_frees_nothing(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=os.link)
     assert cleaning.num_bytes([tmp_path / "a"]) == 0
     assert cleaning.num_bytes([tmp_path / "a", tmp_path / "b"]) == 1003
+
+
+def test_odd_runs_are_a_line_each_and_hide_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path, "good", "done", steps=7)
+    null = make(tmp_path, "null", "worker lost")
+    report = json.loads((null / "report.json").read_text())
+    storage.write_json(null / "report.json", report | {"events": None, "earlier": None, "verdict": None})
+    storage.write_json(null / "plan.json", {"cluster": None, "stages": None})
+    storage.write_text(null / "recipe.yaml", "stages:\n")
+    no_begin = make(tmp_path, "no-begin", "worker lost")
+    lines = (no_begin / "metrics.jsonl").read_text().splitlines(keepends=True)
+    storage.write_text(no_begin / "metrics.jsonl", "".join(lines[1:]))
+    binary = make(tmp_path, "binary", "worker lost")
+    (binary / "report.json").write_bytes(b"\xff\xfe{")
+    broken = make(tmp_path, "broken", "worker lost")
+    storage.write_json(broken / "plan.json", [1])
+    # As root no file is closed; a directory cannot be read as a file by anybody.
+    closed = make(tmp_path, "closed", "worker lost")
+    (closed / "report.json").unlink()
+    (closed / "report.json").mkdir()
+    age(tmp_path)
+    assert runs.main(["--run-root", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in shown[2:6]} == {"good", "null", "no-begin", "binary"}
+    assert sorted(line.split(": cannot be read: ")[0] for line in shown[6:]) == ["broken", "closed"]
+    assert runs.main(["--run-root", str(tmp_path), "--json"]) == 0
+    told = {run["name"]: run for run in json.loads(capsys.readouterr().out)}
+    assert told["closed"]["state"] == "unreadable" and "Is a directory" in told["closed"]["error"]
+    for name in ("null", "no-begin", "binary"):
+        assert watch.main([name, "--run-root", str(tmp_path), "--once"]) != 0
+        past.read(tmp_path / name)
+    assert "error" not in capsys.readouterr().err
+    assert watch.main(["closed", "--run-root", str(tmp_path)]) != 0
+    assert "closed: cannot be read: " in capsys.readouterr().err
+    before = files(closed)
+    assert runs.main(["clean", "--run-root", str(tmp_path), "--yes", "closed"]) == 0
+    assert "kept: closed: cannot be read: " in capsys.readouterr().out and files(closed) == before
+
+
+@pytest.mark.parametrize(("end", "code"), [(EOFError, 0), (KeyboardInterrupt, 130)])
+def test_a_prompt_that_is_left_deletes_nothing(
+    tmp_path: Path,
+    end: type[BaseException],
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make(tmp_path, "good", "done")
+    before = files(tmp_path)
+
+    def leave(_: str) -> str:
+        raise end
+
+    monkeypatch.setattr("builtins.input", leave)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert runs.main(["clean", "--run-root", str(tmp_path)]) == code
+    assert "nothing was deleted" in capsys.readouterr().out and files(tmp_path) == before
+
+
+def test_what_may_not_be_deleted_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path, "good", "done")
+    before = files(tmp_path)
+
+    def refuse(self: Path, **_: bool) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert runs.main(["clean", "--run-root", str(tmp_path), "--yes"]) == 1
+    assert "not freed: good: checkpoints of a finished run" in capsys.readouterr().out
+    assert files(tmp_path) == before, "a checkpoint whose commit record stays is left whole"

@@ -7,6 +7,8 @@ from launcher.report.history import BREAKS
 from launcher.report.points import use_of_a_token
 from launcher.report.record import Event
 
+STILL_S, STILL_STEPS = 60.0, 3
+"""When no step has come for so long, and for the time of so many steps, there is no speed to show."""
 Kind = Literal["gauge", "counter"]
 METRICS: dict[str, tuple[Kind, str]] = {
     "launcher_step": ("gauge", "The step of the stage that was trained last."),
@@ -56,6 +58,7 @@ class Figures:
             So what a stage showed goes by itself when the stage is over.
         added: to the counters, since they were read last.
         spent: by the steps since then.
+        stepped_s, step_s: when the last steps were read, and how long the last one took.
     """
 
     stage: str = ""
@@ -67,6 +70,8 @@ class Figures:
     gauges: dict[tuple[str, str, str], float] = field(default_factory=dict)
     added: dict[tuple[str, str, str], float] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)
+    stepped_s: float = 0.0
+    step_s: float = 0.0
 
     def take(self, event: Event) -> None:
         """Take one event."""
@@ -86,6 +91,11 @@ class Figures:
         if self.saved_s is not None:
             self._set("launcher_checkpoint_age_seconds", max(0.0, now_s - self.saved_s))
         of = self.spent
+        if of:
+            self.stepped_s = now_s
+        elif now_s - self.stepped_s > max(STILL_S, STILL_STEPS * self.step_s):
+            for name in _OF_SPEED:
+                self.gauges.pop((name, self.stage, ""), None)
         if of.get("step_s") and of["slots"]:
             self._set("launcher_tokens_per_second", of["tokens"] / of["step_s"])
             if self.use:
@@ -114,6 +124,7 @@ class Figures:
 
     def _step(self, event: Event) -> None:
         self._set("launcher_step", event["step"])
+        self.step_s = event["step_s"]
         for name, key in _STEP.items():
             if event.get(key) is not None:
                 self._set(name, event[key])
@@ -142,3 +153,9 @@ _STEP = {
     "launcher_learning_rate": "lr",
     "launcher_gradient_norm": "gradient_norm",
 }
+_OF_SPEED = (
+    "launcher_tokens_per_second",
+    "launcher_mfu_share",
+    "launcher_padding_share",
+    "launcher_data_wait_share",
+)

@@ -15,7 +15,7 @@ BASELINE = "baseline"
 def event(run_dir: Path) -> Event:
     """Return the `run` event of a run directory; what is not there yet is left out."""
     recipe = _recipe(run_dir)
-    forecasts = (storage.read_json(run_dir / "plan.json") or {}).get("stages", {})
+    forecasts = (storage.read_json(run_dir / "plan.json") or {}).get("stages") or {}
     checkpoint = recipe.get("checkpoint") or {}
     steps, minutes = checkpoint.get("every_steps"), checkpoint.get("every_minutes")
     if steps is None and minutes is None:
@@ -24,7 +24,7 @@ def event(run_dir: Path) -> Event:
         "kind": "run",
         "said": "the workers start",
         "name": run_dir.name,
-        "stages": [_stage(run_dir, name, forecasts.get(name, {})) for name in names(recipe)],
+        "stages": [_stage(run_dir, name, forecasts.get(name) or {}) for name in names(recipe)],
         "save_steps": steps,
         "save_minutes": minutes,
     }

@@ -50,7 +50,7 @@ class Past:
     @property
     def verdict(self) -> Tree:
         """How the run ended; of one whose driver is gone, that."""
-        if "verdict" not in self.report:
+        if not self.report.get("verdict"):
             return {"kind": "unknown"}
         found: Tree = self.report["verdict"]
         if found.get("kind") == RUNNING and not _is_alive(found):
@@ -63,7 +63,7 @@ class Past:
 
     def asked(self, stage: str) -> Tree:
         """Return what the recipe says of a stage; of the baseline, what it says of the last one."""
-        asked = self.recipe.get("stages", [])
+        asked = self.recipe.get("stages") or []
         named: list[Tree] = [each for each in asked if each.get("name") == stage]
         return (named or asked[-1:] or [{}])[0]
 
@@ -125,7 +125,7 @@ def _recipe(path: Path) -> tuple[str, Tree]:
 
 def _stages(run_dir: Path, recipe: Tree, record: Record) -> dict[str, Tree]:
     """By name, in the order of the recipe, the baseline last, what is known of the end of each."""
-    names = [each["name"] for each in recipe.get("stages", []) if "name" in each]
+    names = [each["name"] for each in recipe.get("stages") or [] if "name" in each]
     begun = [event["stage"] for event in record.events if event["kind"] == "stage_begin"]
     found: dict[str, Tree] = {}
     for name in dict.fromkeys([*names, *record.stages, *begun]):
@@ -145,8 +145,8 @@ def _tries(report: Tree, record: Record) -> list[Try]:
     seen = [*times, *([first] if first is not None else []), *(e["time"] for e in record.events[-1:])]
     if not report:
         return [Try(begun_s=min(seen), ended_s=max(seen), kind="unknown")] if seen else []
-    tries = [_try(each, each.get("kind", ""), seen) for each in report.get("earlier", [])]
-    return [*tries, _try(report, report.get("verdict", {}).get("kind", ""), seen)]
+    tries = [_try(each, each.get("kind", ""), seen) for each in report.get("earlier") or []]
+    return [*tries, _try(report, (report.get("verdict") or {}).get("kind", ""), seen)]
 
 
 def _try(told: Tree, kind: str, seen: list[float]) -> Try:

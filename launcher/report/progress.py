@@ -224,7 +224,9 @@ class Progress:
         left_s, per_step_s = self.stage_left_s(), self.per_step_s()
         if left_s is None or per_step_s is None:
             return None
-        now = self.stages[self.stage]
+        now = self.stages.get(self.stage)
+        if now is None:
+            return None  # A record whose begin is not there.
         for each in self.stages.values():
             if each.is_done or each.name == self.stage:
                 continue

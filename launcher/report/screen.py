@@ -34,8 +34,8 @@ class Screen:
             stream: the terminal.
             progress: returns what is to be shown, which nobody changes any more.
         """
-        self.progress, self.is_stale = progress, False
-        self.chatter = _Chatter(stream)
+        self.progress, self.is_stale, self.is_drawn = progress, True, True
+        self.stream, self.chatter = stream, _Chatter(stream)
         self.console = Console(file=self.chatter.terminal, highlight=False)
         self.live = Live(
             console=self.console,
@@ -60,27 +60,60 @@ class Screen:
         try:
             self.thread.join()
         finally:
-            self.live.stop()
+            if self.is_drawn:
+                self._take_away()
             rest = self.chatter.close()
-        if rest:
-            print(rest, end="", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            if rest:
+                print(rest, end="", file=sys.stderr, flush=True)
+            if self.said:
+                print("\n".join(self.said), file=self.stream, flush=True)
 
     def _run(self) -> None:
-        self._draw()
-        while not self.ended.wait(DRAW_EVERY_S):
-            self._print()
-            if self.is_stale or time.monotonic() - self.drawn_s >= CLOCK_EVERY_S:
-                self._draw()
-        self._print()
+        is_last = False
+        while not is_last:
+            is_last = self.ended.is_set()
+            try:
+                self._print()
+                if self.is_drawn and not is_last:
+                    self._draw_if_due()
+            except Exception as error:
+                self._draw_no_more(error)
+            self.ended.wait(DRAW_EVERY_S)
+
+    def _draw_no_more(self, error: Exception) -> None:
+        """Leave only lines: a panel that cannot be drawn must not take with it what is said."""
+        if self.is_drawn:
+            self.is_drawn = False
+            # At its end it would draw once more, which may be just what it cannot.
+            self.live.update("")
+            self._take_away()
+            self.said.append(f"the panel cannot be drawn any more: {type(error).__name__}: {error}")
+
+    def _take_away(self) -> None:
+        with contextlib.suppress(Exception):
+            self.live.stop()
 
     def _print(self) -> None:
         texts = self.chatter.lines()
         while self.said:
             texts.append(self.said.popleft())
-        if texts:
-            # All at once: for each print the panel is drawn again. The terminal may be gone: a run is not to end for that.
+        if not texts:
+            return
+        # All at once: for each print the panel is drawn again. The terminal may be gone: a run is not to end for that.
+        try:
             with contextlib.suppress(OSError):
-                self.console.print("\n".join(texts), markup=False, highlight=False, soft_wrap=True)
+                if self.is_drawn:
+                    self.console.print("\n".join(texts), markup=False, highlight=False, soft_wrap=True)
+                else:
+                    print("\n".join(texts), file=self.chatter.terminal, flush=True)
+        except Exception:
+            self.said.extendleft(reversed(texts))
+            raise
+
+    def _draw_if_due(self) -> None:
+        if self.is_stale or time.monotonic() - self.drawn_s >= CLOCK_EVERY_S:
+            self._draw()
 
     def _draw(self) -> None:
         self.is_stale, self.drawn_s = False, time.monotonic()

@@ -59,3 +59,15 @@ def test_a_stage_that_is_over_shows_only_its_evaluation_and_counts(tmp_path: Pat
     assert {name for name, stage, _ in found if stage == "source"} == {"eval", "tokens", "samples"}
     assert found["loss", "target", ""] == 2.0 and found["eval", "source", "loss"] == 1.5
     assert found["tokens", "source", ""] == 300 and found["tokens", "target", ""] == 100
+
+
+def test_a_run_that_stands_still_shows_no_speed(tmp_path: Path) -> None:
+    first_try(tmp_path)
+    figures = Figures()
+    shown(tmp_path, figures)
+    of_speed = {"launcher_tokens_per_second", "launcher_mfu_share"}
+    read_s = figures.stepped_s
+    assert of_speed <= {figure.name for figure in figures.read(read_s + 59)}
+    left = {figure.name for figure in figures.read(read_s + 61)}
+    assert not left & {*of_speed, "launcher_data_wait_share", "launcher_padding_share"}
+    assert "launcher_loss" in left and "launcher_step" in left

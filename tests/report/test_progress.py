@@ -88,3 +88,10 @@ def test_stages_come_and_go() -> None:
     copy = progress.copy()
     progress.take(step(1, "target"))
     assert copy.step == 0 and not copy.losses and progress.step == 1
+
+
+def test_a_record_without_a_begin_has_no_time_that_is_left() -> None:
+    progress = Progress()
+    for number in (1, 2, 3):
+        progress.take(step(number))
+    assert progress.step == 3 and progress.run_left_s() is None

@@ -132,3 +132,36 @@ def test_what_libraries_write_does_not_tear_the_panel() -> None:
     # Every line of the panel is as wide as the others, with room for ^C behind: none was continued by something else.
     drawn = [line for line in shown if line.startswith(("╭", "│"))]
     assert len(drawn) > 20 and all(len(line) == 58 for line in drawn)
+
+
+_BREAKS = """
+import sys, time
+from launcher.report.screen import Screen
+from rich.text import Text
+from launcher.report import panel
+class Odd:
+    def __rich_console__(self, *_):
+        raise KeyError("odd")
+panel.panel = lambda *_, **__: Odd() if len(said) == 2 else Text("the panel")
+said = ["before"]
+screen = Screen(sys.stdout, lambda: None)
+screen.say("before")
+time.sleep(0.5)
+said.append("after")
+screen.is_stale = True
+time.sleep(0.5)
+screen.say("verdict: while it lasts")
+time.sleep(0.5)
+assert screen.thread.is_alive()
+screen.say("verdict: the last line")
+screen.close()
+print("after all")
+"""
+
+
+def test_a_panel_that_cannot_be_drawn_takes_nothing_with_it() -> None:
+    text = in_terminal([sys.executable, "-c", _BREAKS], columns=100)
+    lines = [line.split("\r")[-1] for line in without_codes(text)]
+    for line in ("before", "verdict: while it lasts", "verdict: the last line", "after all", "exit code 0"):
+        assert line in lines, text
+    assert sum("the panel cannot be drawn any more: KeyError" in line for line in lines) == 1

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -295,3 +296,41 @@ def test_names_tell_several_of_a_kind_apart() -> None:
         {**_tree(), "trackers": [one, "tensorboard", one | {"uri": "https://b.example.com"}]}
     )
     assert trackers.names(recipe.trackers) == ["mlflow", "tensorboard", "mlflow-2"]
+
+
+@pytest.mark.slow
+def test_an_interrupt_while_trackers_end_ends_the_waiting_and_not_the_run(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def end_soon_interrupted() -> None:
+        records.first_try(tmp_path / "it")
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
+        raise RuntimeError("how the run ended")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with silent_server() as port:
+            recipe = records.begin(tmp_path / "it", {"kind": "mlflow", "uri": f"http://127.0.0.1:{port}"})
+            followed = tracking.followed(tmp_path / "it", recipe.trackers, said.append)
+            ended_s = time.monotonic()
+            with pytest.raises(RuntimeError, match="how the run ended"), followed:
+                end_soon_interrupted()
+            assert time.monotonic() - ended_s < 4
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+    assert said and "has not taken all of the record" in said[0]
+
+
+def test_a_tracker_that_cannot_be_started_is_told_and_the_run_goes_on(tmp_path: Path) -> None:
+    said: list[str] = []
+    recipe = records.begin(tmp_path / "it", "tensorboard")
+    # Where its log would be made there is a directory.
+    (tmp_path / "it" / "logs" / "tracker-tensorboard.log").mkdir(parents=True)
+    with tracking.followed(tmp_path / "it", recipe.trackers, said.append):
+        records.first_try(tmp_path / "it")
+    (line,) = said
+    assert line.startswith("tracker tensorboard cannot be started (") and "goes on without it" in line
