@@ -45,3 +45,10 @@ def test_a_report_lives_as_its_driver_does(tmp_path: Path, monkeypatch: pytest.M
     time.sleep(0.5)
     assert (tmp_path / ending.REPORT).read_text() == ended, "nothing is written over a verdict"
     assert listing.look(tmp_path, tmp_path.parent).state == "failed"
+
+
+def test_steps_of_joint_stages_count_once(tmp_path: Path) -> None:
+    recipe = "stages: [{name: source}, {name: target}]\ntransfer: joint\n"
+    (tmp_path / listing.RECIPE).write_text(recipe)
+    end = ending.Ending(tmp_path, {}, print)
+    assert "3 steps, " in end.done({"stages": {"source": {"steps": 3}, "target": {"steps": 3}}})
