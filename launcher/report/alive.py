@@ -43,6 +43,6 @@ def seen_s(run_dir: Path) -> float:
 def _is_process(pid: Any, begun_s: Any) -> bool:
     """Return whether a process is there that was before a time: numbers are given again."""
     try:
-        return psutil.Process(int(pid)).create_time() <= float(begun_s) + 1
+        return bool(psutil.Process(int(pid)).create_time() <= float(begun_s) + 1)
     except (psutil.Error, TypeError, ValueError):
         return False

@@ -17,5 +17,5 @@ def test_no_secret_goes_to_a_tracker(tmp_path: Path) -> None:
     (asked,) = recipes.parse(tree | {"trackers": [tracker]}).trackers
     about = follow.about(tmp_path, asked)
     assert "hush" not in str(about)
-    assert about.parameters["stages.chat.data.train"] == ["s3://***@bucket/a.csv"]
+    assert "s3://***@bucket/a.csv" in str(about.parameters)
     assert about.tags["data"] == "https://h/x.csv?token=***"
