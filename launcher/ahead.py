@@ -23,6 +23,8 @@ from launcher.report import findings
 from launcher.report import summary as report
 
 PLAN, PREFLIGHT = "plan.json", "preflight.json"
+ASKED = "plan-asked.json"
+"""A forecast that was asked for beside a run that has begun: what the run itself goes by stays in PLAN."""
 CONFIGS = Path(__file__).resolve().parent.parent / "ds_configs"
 LONG_S = 1800
 """A run that is expected to take longer begins with a pre-flight."""
@@ -35,6 +37,7 @@ class Asked:
     Attributes:
         ds_config: None: to be chosen.
         num_workers: the fewest; None: as many as there are.
+        price: dollars an hour of one node; None: unknown.
     """
 
     recipe: Recipe
@@ -43,6 +46,7 @@ class Asked:
     model_facts: ModelFacts
     facts: tuple[StageFacts, ...]
     num_workers: int | None
+    price: float | None = None
 
     def arguments(self, cluster: Cluster) -> tuple[Any, ...]:
         """Return what `outlook.look` takes: plain data."""
@@ -71,6 +75,7 @@ def plan(asked: Asked, described: str | None, run_dir: Path) -> int:
     cluster = clusters.parse(described) if described else this_machine(asked.num_workers or 2)
     if asked.num_workers is not None:
         cluster = limited(cluster, asked.num_workers)
+    cluster = clusters.priced(cluster, asked.price)
     found = _raised(outlook.look(*asked.arguments(cluster)))
     return told(asked, found, World(num_workers=cluster.num_workers, device=cluster.device), run_dir)
 
@@ -81,8 +86,9 @@ def told(asked: Asked, found: Outlook, world: World, run_dir: Path) -> int:
     print("\n".join(report.plan_lines(asked.plan(found, world), asked.facts, stage, found.ds_name)))
     print("\n".join(found.lines()))
     storage.make_directory(run_dir)
-    storage.write_json(run_dir / PLAN, found.tree())
-    print(f"kept in {run_dir / PLAN}")
+    kept = run_dir / (ASKED if (run_dir / "recipe.yaml").exists() else PLAN)
+    storage.write_json(kept, found.tree())
+    print(f"kept in {kept}")
     return 0 if found.fits else 2
 
 
@@ -94,7 +100,7 @@ def look_on_cluster(asked: Asked, world: World) -> Callable[[], Outlook]:
     """
     # With the fewest workers it has to fit too.
     fewest = asked.num_workers or world.num_workers
-    cluster = limited(clusters.of_live(preflight.live()), fewest)
+    cluster = clusters.priced(limited(clusters.of_live(preflight.live()), fewest), asked.price)
     remote = ray.remote(num_cpus=1, runtime_env={"env_vars": environments.of_tasks()})(outlook.look)
     looking = remote.remote(*asked.arguments(cluster))
     return lambda: _raised(ray.get(looking))
@@ -159,7 +165,10 @@ def this_machine(num_workers: int) -> Cluster:
 
 def limited(cluster: Cluster, num_workers: int) -> Cluster:
     """Return a cluster with so many workers: fewer nodes, or fewer workers of one node."""
-    per_node = cluster.workers_per_node
+    per_node, price = cluster.workers_per_node, cluster.price_per_hour
+    if price is not None:
+        needed = max(1, -(-num_workers // per_node))
+        cluster = replace(cluster, price_per_hour=price / cluster.num_nodes * needed)
     if num_workers <= per_node:
         return replace(cluster, num_nodes=1, workers_per_node=num_workers)
     nodes = -(-num_workers // per_node)

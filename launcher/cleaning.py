@@ -95,7 +95,7 @@ def plan(
 
 
 def free(item: Item, root: Path) -> bool:
-    """Delete an item, unless its run goes on by now; return whether it is gone."""
+    """Delete an item, unless its run goes on, or its store is used, by now; return whether it is gone."""
     try:
         return _free(item, root)
     except OSError:
@@ -107,7 +107,9 @@ def _free(item: Item, root: Path) -> bool:
         owner = next((each for each in (path, *path.parents) if (each / listing.RECIPE).is_file()), None)
         if owner is not None and listing.look(owner, owner.parent).state in ("running", "unreadable"):
             return False
-        if _is_locked(path):
+        # Whoever wants a store that is whole only marks it as used.
+        is_used = path.parent == root / STORES and time.time() - _newest_s(path) < RECENT_S
+        if is_used or _is_locked(path):
             return False
         # Commit records go first: half a deletion must not look like a checkpoint.
         for record in [*path.glob(_COMMIT), *path.glob(f"**/step-*/{_COMMIT}")]:
@@ -179,7 +181,7 @@ def _stores(root: Path, runs: Sequence[Run], older_than_s: float) -> tuple[list[
     folders = [path for path in (root / STORES).glob("*-*") if path.is_dir() and path.name[0] != "."]
     if any(_is_locked(path) for path in folders):
         return [], "token stores: a run prepares its data now: none is freed"
-    needed: set[str] = set()
+    needed = {name for run in runs for name in _bases(run.path)}
     for run in runs:
         if run.state == "done":
             continue
@@ -195,6 +197,15 @@ def _stores(root: Path, runs: Sequence[Run], older_than_s: float) -> tuple[list[
     what = {"tokens": "a token store that no run needs", "model": "first weights that no run needs"}
     kinds = ((path, what.get(path.name.partition("-")[0])) for path in free)
     return [_item(f"{STORES}/{path.name}", words, [path]) for path, words in kinds if words], ""
+
+
+def _bases(run_dir: Path) -> Iterator[str]:
+    """Names of the first weights that adapters lie on: without these they are worth nothing, however done the run is."""
+    for path in run_dir.glob("stages/*/adapter/adapter_config.json"):
+        config = storage.read_json(path)
+        base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+        if isinstance(base, str):
+            yield Path(base).name
 
 
 def _is_locked(store: Path) -> bool:

@@ -222,4 +222,6 @@ def _first_model(recipe: Recipe, tokenizer: Any, folder: Path) -> str:
         with storage.new_directory(directory) as aside:
             make = models.grow if asked.config is None else models.initialise
             make(asked, auto_model, aside, len(tokenizer))
+    # What was used lately is not freed: this run has no directory yet that says what it needs.
+    (directory / store.USED).touch()
     return str(directory)

@@ -19,7 +19,7 @@ import psutil
 
 from launcher import afterwards, failures, oom_kills, probes, storage, verdict
 from launcher.errors import Hang, LauncherError, OutOfMemory
-from launcher.report import history, startup
+from launcher.report import history, opened, startup
 from launcher.report.forecast import size
 from launcher.report.history import History, Life
 from launcher.report.startup import Marks
@@ -71,7 +71,9 @@ class Ending:
         """Keep the report of a run that is done; return its verdict in one line."""
         self.ended.set()
         found = history.of(self.lives, [])
-        steps = sum(stage.get("steps", 0) for stage in summary["stages"].values())
+        # Stages that train jointly make each step together: it counts once.
+        trained = {stage["name"] for stage in opened.event(self.run_dir)["stages"]} or set(summary["stages"])
+        steps = sum(stage.get("steps", 0) for name, stage in summary["stages"].items() if name in trained)
         figures = f"{steps:,} steps, {time.time() - self.begun_s:,.0f} s in this try"
         judged = verdict.judge(Facts(error=None, figures=figures, cost=_cost(found, is_done=True)))
         self._write(judged.as_json(), found.events, summary)

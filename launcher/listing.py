@@ -1,28 +1,20 @@
 """The runs of a run root: which there are, and in what state each is, by its files alone."""
 
 import os
-import socket
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-
 from launcher import storage
 from launcher.errors import RecipeError, RunExists, nearest
-from launcher.report import opened
+from launcher.report import alive, opened
 from launcher.report.history import BREAKS
 from launcher.report.record import Event
 from launcher.report.tail import Tail
 
 State = Literal["done", "running", "stopped", "failed", "driver lost", "unreadable"]
 RECIPE, REPORT, SUMMARY, RECORD = "recipe.yaml", "report.json", "summary.json", "metrics.jsonl"
-FRESH_S = 35.0
-"""A driver writes its report every 10 to 30 s (`ending`): one so fresh is of a driver that lives."""
-SHARED_CLOCK_S = 120.0
-"""How far the clocks of a driver's machine, of the storage and of this machine may be apart."""
 _STOPPED = ("stopped by the user", "preempted")
 _HIDDEN = "."
 
@@ -89,9 +81,7 @@ def find(text: str, places: Sequence[Path]) -> Run:
         if (path / RECIPE).is_file():
             return look(path, root_of(path, places))
         if seeds := [
-            look(each, root_of(each, places))
-            for each in sorted(path.glob("seed-*"))
-            if (each / RECIPE).is_file()
+            look(each, root_of(each, places)) for each in opened.seeds(path) if (each / RECIPE).is_file()
         ]:
             return next((run for run in seeds if run.state == "running"), seeds[-1])
     known = [run.name for root in places for run in all_in(root)]
@@ -106,7 +96,7 @@ def root_of(path: Path, places: Sequence[Path]) -> Path:
 
 def look(path: Path, root: Path) -> Run:
     """Return what the files of a run directory say."""
-    seen_s = _seen_s(path)
+    seen_s = alive.seen_s(path)
     try:
         report = storage.read_json(path / REPORT)
     except OSError as error:
@@ -116,7 +106,7 @@ def look(path: Path, root: Path) -> Run:
     verdict = verdict if isinstance(verdict, dict) else {}
     kind = verdict.get("kind", "running")
     if kind == "running":
-        state: State = "running" if is_alive(verdict, report, seen_s) else "driver lost"
+        state: State = "running" if alive.is_alive(verdict, report, seen_s) else "driver lost"
         if (path / SUMMARY).is_file() and state != "running":
             state, kind = "done", "done"  # Written last but one; or by a version that wrote no report.
     else:
@@ -147,31 +137,3 @@ def restarts(run: Run) -> Event:
     """Return how often workers began anew in this try, as an event for a view."""
     told = run.report.get("events") or []
     return {"kind": "report", "restarts": sum(event["kind"] in BREAKS for event in told)}
-
-
-def is_alive(verdict: dict[str, Any], report: dict[str, Any], seen_s: float) -> bool:
-    """Return whether a run's driver lives, as far as can be seen from here."""
-    if abs(time.time() - seen_s) < FRESH_S:
-        return True
-    if verdict.get("host") == socket.gethostname():
-        return _is_process(verdict.get("pid"), report.get("begun"))
-    return abs(time.time() - seen_s) < SHARED_CLOCK_S
-
-
-def _is_process(pid: Any, begun_s: Any) -> bool:
-    """Return whether a process is there that was before a time: numbers are given again."""
-    try:
-        return psutil.Process(int(pid)).create_time() <= float(begun_s) + 1
-    except (psutil.Error, TypeError, ValueError):
-        return False
-
-
-def _seen_s(path: Path) -> float:
-    """Return when something was written that tells of the driver or the workers; 0: never."""
-    found = [0.0]
-    for name in (RECIPE, REPORT, RECORD):
-        try:
-            found.append((path / name).stat().st_mtime)
-        except OSError:
-            continue
-    return max(found)

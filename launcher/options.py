@@ -47,6 +47,12 @@ def parser() -> argparse.ArgumentParser:
     add("--baseline", action="store_true", help="also train the last stage without those before it")
     add("--plan", action="store_true", help="print what would be done, what it needs and takes, and stop")
     add("--cluster", metavar="TEXT", help="with --plan: the machines to plan for, e.g. 16x8xH100-80GB")
+    add(
+        "--price",
+        type=_price,
+        metavar="DOLLARS",
+        help="what one node costs an hour: the forecast, the report and `launcher runs` then tell what the run costs",
+    )
     add("--preflight", action="store_true", help="check the cluster for this run, and stop")
     add("--no-preflight", action="store_true", help="begin a long run without checking the cluster")
     add("--no-fit-check", action="store_true", help="begin although the forecast says that it does not fit")
@@ -83,6 +89,16 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a number of at least 1")
     return int(text)
+
+
+def _price(text: str) -> float:
+    try:
+        found = float(text.removeprefix("$"))
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < 1e9:
+        raise argparse.ArgumentTypeError(f"{text} is not a price such as 98.32 (dollars an hour of one node)")
+    return found
 
 
 def joins_a_cluster(options: argparse.Namespace) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from launcher import cleaning, listing, storage
 from launcher.errors import BadInput, LauncherError
 from launcher.listing import Run
-from launcher.report import lines
+from launcher.report import cost, lines
 from launcher.report.forecast import size
 from launcher.report.progress import Progress
 from launcher.report.tail import Tail
@@ -72,9 +72,8 @@ def clean_parser() -> argparse.ArgumentParser:
 def as_json(run: Run) -> dict[str, Any]:
     """Return what a list says of a run, as JSON values: times in seconds, sizes in bytes."""
     progress, sizes = _progress(run), cleaning.sizes(run.path)
-    seconds = _seconds(run)
     plan = storage.read_json(run.path / "plan.json") or {}
-    price = (plan.get("cluster") or {}).get("price_per_hour")
+    paid = cost.paid(plan, run.report)
     return {
         "name": run.name,
         "path": str(run.path),
@@ -86,8 +85,8 @@ def as_json(run: Run) -> dict[str, Any]:
         "metric": _metric(progress),
         "begun": run.report.get("begun"),
         "seen": run.seen_s,
-        "seconds": seconds,
-        "cost": None if price is None else round(price * seconds / 3600, 2),
+        "seconds": round(cost.all_tries_s(run.report), 1),
+        "cost": None if paid is None else round(paid, 2),
         "bytes": {"checkpoints": sizes.checkpoints, "exports": sizes.exports, "rest": sizes.rest},
     }
 
@@ -190,12 +189,6 @@ def _metric(progress: Progress) -> dict[str, float]:
         name, value = next(iter(evaluated[-1].metrics.items()))
         return {f"{evaluated[-1].name} {name}" if len(progress.stages) > 1 else name: value}
     return {"train loss": progress.last["loss"]} if progress.last else {}
-
-
-def _seconds(run: Run) -> float:
-    """How long all tries of a run took together."""
-    tries = [*(run.report.get("earlier") or []), run.report]
-    return round(sum(float(each.get("seconds") or 0) for each in tries), 1)
 
 
 def _row(run: dict[str, Any]) -> tuple[str, ...]:

@@ -60,3 +60,10 @@ def test_what_fails_beside_the_training_ends_with_a_verdict_too(tmp_path: Path) 
         run._driven(job, None, Closed(), None, end, None)
     assert "verdict: " in ended.value.__notes__[0]
     assert report(tmp_path)["verdict"]["kind"] != "running" and report(tmp_path)["ended"]
+
+
+def test_steps_of_joint_stages_count_once(tmp_path: Path) -> None:
+    recipe = "stages: [{name: source}, {name: target}]\ntransfer: joint\n"
+    (tmp_path / listing.RECIPE).write_text(recipe)
+    end = ending.Ending(tmp_path, {}, print)
+    assert "3 steps, " in end.done({"stages": {"source": {"steps": 3}, "target": {"steps": 3}}})

@@ -32,9 +32,9 @@ def recipe(tmp_path: Path) -> Path:
     return tmp_path / "big.yaml"
 
 
-def _plan(recipe: Path, machines: str, ds: str = str(ROOT / "ds_configs" / "zero3.json")) -> int:
+def _plan(recipe: Path, machines: str, *more: str, ds: str = str(ROOT / "ds_configs" / "zero3.json")) -> int:
     roots = ["--run-root", str(recipe.parent / "runs"), "--name", "plan"]
-    return run.main([str(recipe), "--plan", "--cluster", machines, "--ds", ds, *roots])
+    return run.main([str(recipe), "--plan", "--cluster", machines, "--ds", ds, *roots, *more])
 
 
 def _kept(recipe: Path) -> dict:
@@ -56,6 +56,26 @@ def test_a_run_that_fits(recipe: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert all(item["why"] for item in stage["items"])
 
 
+def test_a_plan_for_other_machines_is_kept_beside_that_of_a_run(recipe: Path) -> None:
+    assert _plan(recipe, "8xH100-80GB") == 0
+    mine = _kept(recipe)
+    (recipe.parent / "runs" / "plan" / "recipe.yaml").touch()  # It has begun.
+    assert _plan(recipe, "2x8xH100-80GB,price=50") == 0
+    assert _kept(recipe) == mine
+    asked = json.loads((recipe.parent / "runs" / "plan" / "plan-asked.json").read_text())
+    assert asked["cluster"]["price_per_hour"] == 100
+
+
+def test_a_price_is_of_one_node(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _plan(recipe, "2x8xH100-80GB", "--price", "50") == 0
+    assert _kept(recipe)["cluster"]["price_per_hour"] == 100
+    assert _plan(recipe, "4x8xH100-80GB,price=50", "--workers", "8") == 0
+    assert _kept(recipe)["cluster"]["price_per_hour"] == 50, "one node is taken"
+    with pytest.raises(SystemExit):
+        _plan(recipe, "8xH100-80GB", "--price", "cheap")
+    assert "cheap is not a price" in capsys.readouterr().err
+
+
 def test_a_run_that_does_not_fit_is_told_what_would(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _plan(recipe, "1xA100-80GB,host=300GB") == 2
     said = capsys.readouterr().out
@@ -66,12 +86,12 @@ def test_a_run_that_does_not_fit_is_told_what_would(recipe: Path, capsys: pytest
 
 
 def test_auto_takes_what_fits(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _plan(recipe, "1xA100-80GB,host=300GB", "auto") == 0
+    assert _plan(recipe, "1xA100-80GB,host=300GB", ds="auto") == 0
     assert "offload" in _kept(recipe)["ds"]
-    assert _plan(recipe, "8xH100-80GB", "auto") == 0
+    assert _plan(recipe, "8xH100-80GB", ds="auto") == 0
     said = capsys.readouterr().out
     assert "--ds auto takes" in said and "offload" not in _kept(recipe)["ds"]
-    assert _plan(recipe, "1xT4,host=16GB", "auto") == 2
+    assert _plan(recipe, "1xT4,host=16GB", ds="auto") == 2
     assert "none of the shipped configs fits" in capsys.readouterr().out
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import filelock
 import pytest
 
-from launcher import cleaning, listing, runs, storage, watch
+from launcher import cleaning, describe, listing, runs, storage, watch
+from launcher import recipe as recipes
 from launcher.errors import RunExists
 from launcher.report import past
 from tests.run_files import age, checkpoint, files, make
@@ -74,6 +75,7 @@ def test_a_run_is_found_by_name_by_path_and_among_seeds(tmp_path: Path) -> None:
     make(tmp_path / "root", "one", "done")
     make(tmp_path / "root", "many-seeds/seed-0", "done")
     make(tmp_path / "root", "many-seeds/seed-1", "worker lost")
+    make(tmp_path / "root", "many-seeds/seed-1.old-1", "worker lost")
     elsewhere = make(tmp_path, "elsewhere", "done")
     places = [tmp_path / "root"]
     assert listing.find("one", places).name == "one"
@@ -195,6 +197,41 @@ def test_stores_that_no_unfinished_run_needs(tmp_path: Path, capsys: pytest.Capt
     (unfinished / "aside").rename(unfinished / "stores.json")
     assert runs.main(["clean", *root]) == 0
     assert set(os.listdir(tmp_path / ".store")) == {"tokens-b", "model-b", "tokens-c", "other-thing"}
+
+
+def test_first_weights_below_an_adapter_stay(tmp_path: Path) -> None:
+    run_dir = make(tmp_path, "good", "done")
+    below, other = store(tmp_path, "model-a"), store(tmp_path, "model-b")
+    config = {"base_model_name_or_path": str(below)}
+    storage.write_json(run_dir / "stages/source/adapter/adapter_config.json", config)
+    age(run_dir)
+    assert runs.main(["clean", "--run-root", str(tmp_path), "--yes"]) == 0
+    assert below.exists() and not other.exists()
+
+
+def test_a_store_that_is_used_by_now_is_not_freed(tmp_path: Path) -> None:
+    folder = store(tmp_path, "tokens-a")
+    (item,), _ = cleaning.plan(tmp_path, [], named=(), older_than_s=0, keep_exports=False)
+    (folder / ".used").touch()
+    assert not cleaning.free(item, tmp_path) and (folder / "meta.json").exists()
+    age(folder)
+    assert cleaning.free(item, tmp_path) and not folder.exists()
+
+
+def test_first_weights_are_marked_when_they_are_wanted(tmp_path: Path) -> None:
+    config = {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config |= {"num_key_value_heads": 2, "intermediate_size": 8, "vocab_size": 32}
+    stage = {"name": "chat", "task": "causal-lm", "data": {"train": "rows.jsonl"}}
+    recipe = recipes.parse({"model": {"config": config, "tokenizer": "unused"}, "stages": [stage]})
+    # Of the tokenizer only its length is asked.
+    first = Path(describe._first_model(recipe, range(32), tmp_path / ".store"))
+    age(first)
+    assert describe._first_model(recipe, range(32), tmp_path / ".store") == str(first)
+    items, _ = cleaning.plan(tmp_path, [], named=(), older_than_s=0, keep_exports=False)
+    assert not items
+    age(first)
+    items, _ = cleaning.plan(tmp_path, [], named=(), older_than_s=0, keep_exports=False)
+    assert [item.paths for item in items] == [(first,)]
 
 
 def test_what_is_linked_from_another_run_frees_nothing(tmp_path: Path) -> None:

@@ -101,8 +101,8 @@ def test_a_live_run_is_followed_to_its_end(tmp_path: Path, capsys: pytest.Captur
 
 def test_a_killed_drivers_run_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     going(tmp_path)
-    monkeypatch.setattr("launcher.listing.FRESH_S", 3.0)
-    monkeypatch.setattr("launcher.listing.SHARED_CLOCK_S", 3.0)
+    monkeypatch.setattr("launcher.report.alive.FRESH_S", 3.0)
+    monkeypatch.setattr("launcher.report.alive.SHARED_CLOCK_S", 3.0)
     started_s = time.monotonic()
     assert watch.main(["it", "--run-root", str(tmp_path)]) == watch.LOST
     assert 2 < time.monotonic() - started_s < 10

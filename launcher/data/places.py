@@ -18,6 +18,7 @@ import pyarrow.fs as pafs
 
 from launcher.data import formats
 from launcher.errors import DataError
+from launcher.report import words
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -66,8 +67,8 @@ def split_query(given: str) -> tuple[str, str]:
 
 
 def shown(file: str) -> str:
-    """Return a path or URI for a message: without a password."""
-    return re.sub(r"^(\w+://[^/@:]*):[^/@]*@", r"\1:***@", file)
+    """Return a path or URI for a message: without what opens doors."""
+    return words.redacted(file)
 
 
 def reason(error: BaseException) -> str:

@@ -124,6 +124,11 @@ def of_live(nodes: Sequence[Mapping[str, Any]], node_bandwidth: float | None = N
     )
 
 
+def priced(cluster: Cluster, price: float | None) -> Cluster:
+    """Return a cluster with the price an hour of one of its nodes; without one, as it is."""
+    return cluster if price is None else replace(cluster, price_per_hour=price * cluster.num_nodes)
+
+
 def size_bytes(text: str) -> int:
     """Return `2TB`, `512GiB` or a plain number as bytes: GB is 10^9, GiB is 2^30.
 

@@ -156,7 +156,7 @@ def _in_a_line(value: Any) -> Any:
     """What users wrote, so that it breaks no table and is no markup."""
     if not isinstance(value, str):
         return value
-    return re.sub(r"([|<>])", r"\\\1", " ".join(value.split()))
+    return re.sub(r"([|<>])", r"\\\1", " ".join(words.redacted(value).split()))
 
 
 def _data(told: Past, stage: str, asked: Tree, split: str) -> Tree:
@@ -218,7 +218,11 @@ def _last_part(path: str) -> str:
     """What of a path may be told to everyone: a name on the Hub, or the last part of any other."""
     if found := _ON_THE_HUB.match(path):
         return found["name"]
-    return path if _HUB_NAME.fullmatch(path) else path.rstrip("/").rpartition("/")[2]
+    if _HUB_NAME.fullmatch(path):
+        return path
+    # A query may sign what it leads to, and a bucket's address begin with a password.
+    bare = path.partition("?")[0] if "://" in path else path
+    return words.redacted(bare).rstrip("/").rpartition("/")[2]
 
 
 def _languages(asked: Tree) -> list[str]:

@@ -10,12 +10,11 @@ from pydantic import ValidationError
 from launcher import recipe as recipes
 from launcher import storage
 from launcher.errors import BadInput
-from launcher.report import measured, page, past, plots, sections, words
+from launcher.report import cost, measured, opened, page, past, plots, sections, words
 from launcher.report.forecast import size
 from launcher.report.past import Past, Tree
 
 NOTHING = "-"
-SEEDS = "seed-*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,20 +98,21 @@ def expanded(run_dirs: Sequence[Path]) -> list[Path]:
         if not run_dir.is_dir():
             raise BadInput(f"{run_dir}: no such directory: give the directories of runs")
         is_run = (run_dir / "recipe.yaml").exists() or (run_dir / "metrics.jsonl").exists()
-        seeds = [] if is_run else sorted(run_dir.glob(SEEDS), key=lambda path: (len(path.name), path.name))
-        found += seeds or [run_dir]
+        found += ([] if is_run else opened.seeds(run_dir)) or [run_dir]
     return found
 
 
 def write_seeds(run_dir: Path) -> Path:
     """Write report.html of a run that was made with several seeds: their spread, and all of them side by side.
 
+    With fewer seeds than once before, these are the first ones: as many as summary.json tells of.
+
     Raises:
         BadInput: this is no such run's directory.
         OSError: the page cannot be written.
     """
-    found = [past.read(each) for each in expanded([run_dir])]
-    spread = storage.read_json(run_dir / "summary.json")
+    spread = storage.read_json(run_dir / "summary.json") or {}
+    found = [past.read(each) for each in expanded([run_dir])[: spread.get("num_seeds")]]
     path = run_dir / page.FILE
     storage.write_text(path, html(found, run_dir.absolute().name, spread))
     return path
@@ -129,7 +129,7 @@ def _whole(pasts: Sequence[Past]) -> Rows:
         ("tries", [str(len(told.tries)) for told in pasts]),
         ("restarts", [str(_restarts(told)) for told in pasts]),
         ("steps trained again", [f"{int(told.ledger.is_lost.sum()):,}" for told in pasts]),
-        ("cost", [_cost(told) for told in pasts]),
+        ("cost", [_if(cost.paid(told.plan, told.report), lambda paid: f"{paid:,.2f}") for told in pasts]),
         (
             "gain by transfer",
             [_if(told.summary.get("transfer", {}).get("gain"), words.signed) for told in pasts],
@@ -186,11 +186,6 @@ def _keys(trees: Sequence[Tree]) -> list[str]:
 
 def _restarts(told: Past) -> int:
     return sum(event.get("kind") == "restart" for each in told.tries for event in each.events)
-
-
-def _cost(told: Past) -> str | None:
-    price = told.plan.get("cluster", {}).get("price_per_hour")
-    return f"{price * told.ledger.whole_s / 3600:,.2f}" if price else None
 
 
 def _names(pasts: Sequence[Past]) -> list[str]:

@@ -1,5 +1,6 @@
 """What a run directory says beforehand: its stages, what is forecast for them, when to save; as an event for a view."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from launcher.plan.plan import DEFAULT_SAVE_MINUTES
 from launcher.report.record import Event
 
 BASELINE = "baseline"
+_SEED = re.compile(r"seed-\d+")
 
 
 def event(run_dir: Path) -> Event:
@@ -36,6 +38,12 @@ def names(recipe: dict[str, Any]) -> list[str]:
     if recipe.get("transfer") == "joint":
         found = found[-1:]
     return [*found, BASELINE] if recipe.get("baseline") else found
+
+
+def seeds(run_dir: Path) -> list[Path]:
+    """Return the runs of a directory that was made with several seeds, in their order; none that was moved aside."""
+    found = [path for path in run_dir.glob("seed-*") if _SEED.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.partition("-")[2]))
 
 
 def done(run_dir: Path, name: str) -> dict[str, Any] | None:

@@ -72,12 +72,21 @@ def html(told: Past) -> str:
 
 
 def template(name: str) -> jinja2.Template:
-    """Return a page's template: everything that it is given is escaped, unless it says that it is drawn here."""
+    """Return a page's template: everything that it is given is redacted and escaped, unless it says that it is drawn here."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    found = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    found = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_redacted
+    )
     found.filters["clock"] = words.clock
     found.globals["kinds"] = tuple(LINES)
     return found.get_template(name)
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, list | tuple | dict):
+        value = str(value)
+    # Of type str only: markup is drawn here, or was redacted before it was made.
+    return words.redacted(value) if type(value) is str else value
 
 
 def _curves(told: Past, stage: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What a run directory tells of the run: all of its files together, as far as they are there."""
 
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import yaml
 
 from launcher import storage
 from launcher.errors import BadInput
-from launcher.report import curves, ledger
+from launcher.report import alive, curves, ledger
 from launcher.report.curves import Record
 from launcher.report.ledger import Ledger, Try
 
@@ -53,7 +52,9 @@ class Past:
         if not self.report.get("verdict"):
             return {"kind": "unknown"}
         found: Tree = self.report["verdict"]
-        if found.get("kind") == RUNNING and not _is_alive(found):
+        if found.get("kind") != RUNNING:
+            return found
+        if not alive.is_alive(found, self.report, alive.seen_s(self.run_dir)):
             return {**found, "kind": LOST}
         return found
 
@@ -163,10 +164,3 @@ def _try(told: Tree, kind: str, seen: list[float]) -> Try:
         events=events,
         num_workers=(workers or [1])[0],
     )
-
-
-def _is_alive(verdict: Tree) -> bool:
-    """Whether the driver may still be there: told for sure only on its own machine."""
-    if verdict.get("host") != socket.gethostname():
-        return True
-    return Path(f"/proc/{verdict.get('pid')}").exists()

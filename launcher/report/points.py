@@ -76,35 +76,37 @@ class Telling:
 
     def _point(self, event: Event) -> Point | None:
         kind = event["kind"]
-        self.stage = event.get("stage") or self.stage
+        stage = event.get("stage") or self.stage
+        # Stages that train jointly are evaluated each under its own name: training goes on in the one it was in.
+        if kind in ("stage_begin", "step"):
+            self.stage = stage
         if kind == "stage_begin":
-            self.num_steps[self.stage] = event["num_steps"]
-            self.uses[self.stage] = use_of_a_token(event)
+            self.num_steps[stage] = event["num_steps"]
+            self.uses[stage] = use_of_a_token(event)
         if kind in BREAKS:
             self.num_failures += 1
         if kind in _VALUES:
-            step = event["step"] if "step" in event else self._step()
-            place = f"{self.stage}/{kind}"
+            step = event["step"] if "step" in event else self._step(stage)
+            place = f"{stage}/{kind}"
             if step <= self.told.get(place, -1):
                 return None
             self.told[place] = step
             if kind == "step" and not self._is_due(step):
                 return None
             values = _finite(_VALUES[kind](event))
-            if kind == "step" and (use := self.uses.get(self.stage)):
+            if kind == "step" and (use := self.uses.get(stage)):
                 values["mfu"] = use * values["tokens_per_s"]
-            return Point(self.stage, step, event["time"], values)
+            return Point(stage, step, event["time"], values)
         if kind in _REMARKS:
             values = {"failures": float(self.num_failures)} if kind in BREAKS else {}
             if kind == "stage_begin":
                 values["workers"] = float(event["num_workers"])
-            return Point(
-                self.stage, self._step(), event["time"], values, _REMARKS[kind].format_map(_Known(event))
-            )
+            remark = _REMARKS[kind].format_map(_Known(event))
+            return Point(stage, self._step(stage), event["time"], values, remark)
         return None
 
-    def _step(self) -> int:
-        return max(0, self.told.get(f"{self.stage}/step", 0))
+    def _step(self, stage: str) -> int:
+        return max(0, self.told.get(f"{stage}/step", 0))
 
     def _is_due(self, step: int) -> bool:
         return step == 1 or step == self.num_steps.get(self.stage) or step % self.every_steps == 0

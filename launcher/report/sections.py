@@ -7,7 +7,7 @@ import yaml
 from pydantic import ValidationError
 
 from launcher import recipe as recipes
-from launcher.report import words
+from launcher.report import cost, opened, words
 from launcher.report.ledger import LINES
 from launcher.report.measured import StageFigures, figures
 from launcher.report.past import LOST, RUNNING, Past, Tree
@@ -38,7 +38,7 @@ def head(past: Past) -> Tree:
         "result": f"{last[0]}: {best[0]} {words.value(best[1])}" if best else "",
         "message": verdict.get("message", ""),
         "seen": verdict.get("seen", []),
-        "cost": _cost(verdict.get("cost") or {}),
+        "cost": _lost(verdict.get("cost") or {}),
         "next": verdict.get("next", ""),
     }
 
@@ -53,7 +53,9 @@ def tiles(past: Past) -> list[tuple[str, str, str]]:
             found.append(
                 (f"{metric} of {name}", words.value(each), f"{gain:+.4f} by transfer" if gain else "")
             )
-    measured = [figures(past, name) for name in past.stages]
+    # Stages that train jointly make each step together: it counts once.
+    trained = opened.names(past.recipe) or list(past.stages)
+    measured = [figures(past, name) for name in past.stages if name in trained]
     planned = [each.num_steps for each in measured]
     steps = sum(each.steps for each in measured)
     of = (
@@ -72,8 +74,8 @@ def tiles(past: Past) -> list[tuple[str, str, str]]:
     if restarts:
         lost = int(past.ledger.is_lost.sum())
         found.append(("restarts", str(restarts), f"{lost:,} steps trained again" if lost else ""))
-    if price := past.plan.get("cluster", {}).get("price_per_hour"):
-        found.append(("cost", f"{price * past.ledger.whole_s / 3600:,.2f}", "price x time of all tries"))
+    if paid := cost.paid(past.plan, past.report):
+        found.append(("cost", f"{paid:,.2f}", "price x time of all tries"))
     return found
 
 
@@ -258,15 +260,16 @@ def _short_recipe(tree: Tree) -> str:
     return yaml.safe_dump(asked, sort_keys=False, allow_unicode=True, width=100)
 
 
-def _cost(cost: Tree) -> str:
+def _lost(told: Tree) -> str:
+    """What of the work was lost."""
     parts = []
-    if cost.get("steps"):
+    if told.get("steps"):
         parts.append(
-            f"{cost['steps']:,} steps and {words.duration(cost['seconds'])} since the last checkpoint"
+            f"{told['steps']:,} steps and {words.duration(told['seconds'])} since the last checkpoint"
         )
-    if cost.get("restarts"):
-        again = f", {cost['again']:,} steps trained again" if cost.get("again") else ""
-        parts.append(f"{cost['restarts']} restarts, {words.duration(cost['restart_s'])}{again}")
+    if told.get("restarts"):
+        again = f", {told['again']:,} steps trained again" if told.get("again") else ""
+        parts.append(f"{told['restarts']} restarts, {words.duration(told['restart_s'])}{again}")
     return "; ".join(parts)
 
 

@@ -5,6 +5,13 @@ import re
 import time
 from typing import Any
 
+_SECRETS = (
+    (re.compile(r"(\w://)[^/\s'\"]+@"), r"\1***@"),
+    # Signatures, tokens, keys: which one is secret is each service's own. A pattern's `?/` is not a query.
+    (re.compile(r"([?&][^=&/\s]+=)[^&\s'\"]+"), r"\1***"),
+    (re.compile(r"\bhf_\w{16,}"), "hf_***"),
+)
+
 
 def duration(seconds: float) -> str:
     """Return seconds as a person says them: `350 ms`, `12.3 s`, `4 min 05 s`, `2 h 07 min`, `3 d 04 h`."""
@@ -67,5 +74,8 @@ def zone() -> str:
 
 
 def redacted(text: str) -> str:
-    """Return a text without what opens doors: names and passwords in addresses, and the Hub's tokens."""
-    return re.sub(r"\bhf_\w{16,}", "hf_***", re.sub(r"(\w://)[^/@\s]+@", r"\1***@", text))
+    """Return a text without what opens doors: names and passwords in addresses, the values of their queries, and the
+    Hub's tokens."""
+    for pattern, instead in _SECRETS:
+        text = pattern.sub(instead, text)
+    return text

@@ -22,7 +22,7 @@ import yaml
 
 from launcher import __version__, storage, trackers
 from launcher import recipe as recipes
-from launcher.report import points
+from launcher.report import points, words
 from launcher.report.points import Telling
 from launcher.report.reading import Reading
 from launcher.trackers import FOLDER, About, Status, Tracker
@@ -138,8 +138,16 @@ def about(run_dir: Path, asked: Any) -> About:
         **asked.tags,
     }
     parameters = points.flat(of_run) | points.flat(ds_config, "ds")
-    given = {name: value for name, value in parameters.items() if value not in (None, [], {})}
+    given = {name: _redacted(value) for name, value in parameters.items() if value not in (None, [], {})}
+    tags = {name: words.redacted(value) for name, value in tags.items()}
     return About(run_dir=run_dir, name=trackers.run_name(run_dir), parameters=given, tags=tags)
+
+
+def _redacted(value: Any) -> Any:
+    """A leaf of the recipe without what opens doors: it goes to a service that others see too."""
+    if isinstance(value, list):
+        return [_redacted(each) for each in value]
+    return words.redacted(value) if isinstance(value, str) else value
 
 
 def _in_a_line(error: Exception) -> str:

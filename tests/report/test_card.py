@@ -52,6 +52,14 @@ def test_no_private_path_is_told(run_dir: Path) -> None:
     assert "base_model" not in front and front["datasets"] == ["org/data"]
 
 
+def test_no_secret_of_an_address_is_told(run_dir: Path) -> None:
+    recipe = json.loads(json.dumps(RECIPE))
+    recipe["stages"][0]["data"]["train"] = ["https://h/x.csv?sig=hush/hush", "s3://KEY:hush@bucket"]
+    write(run_dir, "recipe.yaml", recipe)
+    front, body = _card(run_dir)
+    assert "hush" not in json.dumps(front) + body and "x.csv" in body
+
+
 def test_what_a_read_me_says_stays_once(run_dir: Path) -> None:
     path = run_dir / "stages/chat/export/README.md"
     path.write_text(READ_ME, encoding="utf-8")

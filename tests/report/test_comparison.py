@@ -68,6 +68,9 @@ def test_a_run_of_several_seeds_is_compared_with_itself(two: list[Path], tmp_pat
     seeds = tmp_path / "seeds"
     for number, run_dir in enumerate(two):
         shutil.copytree(run_dir, seeds / f"seed-{number}")
+    # One moved aside by --fresh, and one of a time when more seeds were asked for.
+    shutil.copytree(two[0], seeds / "seed-0.old-1")
+    shutil.copytree(two[0], seeds / "seed-2")
     values = {"mean": 0.8, "stdev": 0.1414, "values": [0.9, 0.7]}
     together = {"num_seeds": 2, "stages": {"chat": {"metrics": {"accuracy": values}, "after": {}}}}
     write(seeds, "summary.json", together)
@@ -75,6 +78,7 @@ def test_a_run_of_several_seeds_is_compared_with_itself(two: list[Path], tmp_pat
     assert told.sections == ["spread", "figures", "differences", "curves"]
     assert "chat accuracy 0.8000 0.1414 0.9000 0.7000" in told.text
     assert "seed-0" in told.text and "seed-1" in told.text
+    assert "old-1" not in told.text and "seed-2" not in told.text
 
 
 def test_what_is_no_run_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

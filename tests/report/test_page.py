@@ -1,16 +1,18 @@
 """The page of a run, read back as a browser's parser sees it."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
-from launcher import afterwards
+from launcher import afterwards, listing, runs
 from launcher.errors import BadInput
-from launcher.report import page, past
+from launcher.report import comparison, page, past, sections
 from tests.report.directories import RECIPE, T0, killed_run, write
 from tests.report.parsed import Parsed
 
@@ -120,6 +122,38 @@ def test_no_password_of_an_address_is_shown(run_dir: Path) -> None:
     assert "hush" not in text and "s3://***@bucket/train.jsonl" in text
 
 
+def test_no_secret_of_a_message_is_shown(run_dir: Path) -> None:
+    secret = "s3://KEY:hush@bucket/a and https://h/x.csv?sig=hush"
+    report = past.read(run_dir).report
+    verdict = {**report["verdict"], "kind": "storage", "message": secret, "seen": [secret]}
+    events = [*report["events"], {"kind": "failure", "time": report["begun"], "reason": secret, "ranks": [0]}]
+    write(run_dir, "report.json", report | {"verdict": verdict, "events": events})
+    write(run_dir, "ds.json", {"tensorboard": {"output_path": secret}})
+    text = page.write(past.read(run_dir)).read_text(encoding="utf-8")
+    assert "hush" not in text and text.count("https://h/x.csv?sig=***") >= 4
+
+
+def test_stages_that_train_jointly_make_each_step_once(run_dir: Path) -> None:
+    recipe = json.loads(json.dumps(RECIPE))
+    recipe["stages"].insert(0, {**recipe["stages"][0], "name": "other"})
+    recipe["transfer"] = "joint"
+    write(run_dir, "recipe.yaml", recipe)
+    write(run_dir, "stages/other/done.json", {"metrics": {}, "steps": 20})
+    assert ("steps", "20", "") in sections.tiles(past.read(run_dir))
+
+
+def test_the_page_and_the_list_tell_one_cost(run_dir: Path) -> None:
+    told = past.read(run_dir)
+    write(run_dir, "plan.json", told.plan | {"cluster": {"price_per_hour": 3600.0}})
+    write(run_dir, "report.json", told.report | {"earlier": [{"seconds": 100.0}]})
+    told = past.read(run_dir)
+    (shown,) = [value for name, value, _ in sections.tiles(told) if name == "cost"]
+    listed = runs.as_json(listing.look(run_dir, run_dir.parent))["cost"]
+    whole_s = 100 + told.report["ended"] - told.report["startup"]["begun"]
+    assert shown == f"{listed:,.2f}" == f"{whole_s:,.2f}", "with the start of the process"
+    assert dict(comparison.compare([told, told]).tables[0].rows)["cost"] == [shown, shown]
+
+
 def test_answers_right_and_wrong_are_shown(run_dir: Path) -> None:
     samples = [
         {
@@ -203,7 +237,10 @@ def test_a_driver_that_is_gone_is_told(run_dir: Path) -> None:
     report = past.read(run_dir).report
     running = {"kind": "running", "host": "elsewhere", "pid": 1}
     write(run_dir, "report.json", report | {"verdict": running, "ended": None})
+    os.utime(run_dir / "report.json", (time.time(), time.time()))  # By the clock of the record.
     assert "Not ended yet" in _parsed(run_dir).text
+    os.utime(run_dir / "report.json", (1e9, 1e9))
+    assert "The driver ended without a word" in _parsed(run_dir).text, "on another host, and long silent"
     import socket
 
     process = subprocess.Popen(["true"])

@@ -74,6 +74,17 @@ def test_one_step_in_so_many_and_the_first_and_the_last(tmp_path: Path) -> None:
     assert [point.step for point in found if "loss" in point.values] == [1, 5, 10, 11]
 
 
+def test_an_evaluation_of_a_joint_stage_is_not_where_training_is(tmp_path: Path) -> None:
+    record = Record(tmp_path)
+    record.begin(0, 6)
+    record.steps(1, 3)
+    record.write("eval", stage="source", step=3, metrics={"f1": 0.5})
+    record.write("failure", reason="gone", ranks=[1])
+    *_, evaluated, failed = told(tmp_path, Telling())
+    assert (evaluated.stage, evaluated.step) == ("source", 3)
+    assert (failed.stage, failed.step) == ("chat", 3)
+
+
 def test_what_no_chart_can_show_is_left_out(tmp_path: Path) -> None:
     record = Record(tmp_path)
     record.begin(0, 3)

@@ -37,3 +37,7 @@ def test_figures_have_as_many_places_as_one_reads() -> None:
 def test_what_opens_doors_is_not_told() -> None:
     said = words.redacted("--set x=s3://me:secret@bucket/a hf_abcdefghijklmnopqrst /home/a@b")
     assert said == "--set x=s3://***@bucket/a hf_*** /home/a@b"
+    assert words.redacted("https://me:p@ss@h/a 's3://b@c/d'") == "https://***@h/a 's3://***@c/d'"
+    signed = "'https://h/x.csv?sig=SECRET&se=2030' https://h/?token=SECRET&client_secret=SECRET"
+    assert words.redacted(signed) == "'https://h/x.csv?sig=***&se=***' https://h/?token=***&client_secret=***"
+    assert words.redacted("part-?/year=2020/a.csv why? a=b") == "part-?/year=2020/a.csv why? a=b"
