@@ -20,9 +20,10 @@ def report(run: Run) -> dict[str, Any]:
 
 
 def last_lines(run: Run) -> list[str]:
-    """The verdict in the output: from its first line to the end."""
+    """The verdict in the output: from its first line to the last but one, which names the page."""
     lines = run.output().splitlines()
-    return lines[max(i for i, line in enumerate(lines) if line.startswith("verdict: ")) :]
+    assert lines[-1] == f"  report: {run.run_dir / 'report.html'}"
+    return lines[max(i for i, line in enumerate(lines) if line.startswith("verdict: ")) : -1]
 
 
 def test_a_driver_that_is_killed_a_stop_and_a_worker_that_is_lost(

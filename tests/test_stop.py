@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.runs import Run, chat_recipe
+from tests.test_ends import last_lines
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -23,7 +24,7 @@ def test_a_stopped_run_has_saved_its_last_step(
     assert run.end(60) == 130, run.output()
     last = run.last_step()
     assert f"saved at step {last} of stage chat" in run.output()
-    assert "the same command continues" in run.output().splitlines()[-1]
+    assert "the same command continues" in last_lines(run)[-1]
     if number == signal.SIGTERM:
         return
     run.start().wait_for_step(last + 2)
