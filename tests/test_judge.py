@@ -138,6 +138,7 @@ def train(
     """Run the loop for ten steps with an evaluation every other; return the steps made, judged and saved."""
     asked, trainer = stage(select), Counter()
     state, judged, saved = Verdict(), [], []
+    collected: list[int] = []
 
     def evaluate(step: int) -> bool:
         nonlocal state
@@ -162,7 +163,9 @@ def train(
         evaluate=evaluate,
         save=saved.append,
         leave=lambda step: None,
+        collect=collected.append,
     )
+    assert collected == trainer.made
     return trainer.made, judged, saved
 
 

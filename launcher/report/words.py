@@ -6,7 +6,8 @@ import time
 from typing import Any
 
 _SECRETS = (
-    (re.compile(r"(\w://)[^/\s'\"]+@"), r"\1***@"),
+    # Before the @ of Azure's stand containers, which are no secret and say where to look.
+    (re.compile(r"\b(?!(?:abfss?|wasbs?)://)(\w+://)[^/\s'\"]+@"), r"\1***@"),
     # Signatures, tokens, keys: which one is secret is each service's own. A pattern's `?/` is not a query.
     (re.compile(r"([?&][^=&/\s]+=)[^&\s'\"]+"), r"\1***"),
     (re.compile(r"\bhf_\w{16,}"), "hf_***"),

@@ -41,3 +41,9 @@ def test_what_opens_doors_is_not_told() -> None:
     signed = "'https://h/x.csv?sig=SECRET&se=2030' https://h/?token=SECRET&client_secret=SECRET"
     assert words.redacted(signed) == "'https://h/x.csv?sig=***&se=***' https://h/?token=***&client_secret=***"
     assert words.redacted("part-?/year=2020/a.csv why? a=b") == "part-?/year=2020/a.csv why? a=b"
+
+
+def test_a_container_of_azure_is_no_secret() -> None:
+    assert words.redacted("abfs://data@account.dfs.core.windows.net/x.csv") == (
+        "abfs://data@account.dfs.core.windows.net/x.csv"
+    )
