@@ -57,9 +57,9 @@ def main() -> None:
 
 def measured(recipe: Path, runs: Path, trackers: list[Any]) -> dict[str, Any]:
     """Make one run; return what its record cost."""
-    from launcher import run, worker
+    from launcher import group, run
 
-    worker.train = training  # type: ignore[assignment]
+    group._train = training
     options = ["--ds", str(ROOT / "ds_configs" / "zero2.json"), "--workers", "2", "--device", "cpu"]
     settings = ["--set", "spares=false", "--set", f"trackers={json.dumps(trackers)}"]
     with watched() as cpu:
