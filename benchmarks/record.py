@@ -73,6 +73,12 @@ def measured(recipe: Path, runs: Path, trackers: list[Any]) -> dict[str, Any]:
 
 def training(job: dict[str, Any]) -> None:
     """What Ray Train calls on every rank: as ever, but for the recorder."""
+    # Workers get this function by itself, without the names of this file.
+    import json
+    import time
+    from pathlib import Path
+    from typing import Any
+
     from launcher import worker
     from launcher.report.record import Recorder
 
