@@ -12,7 +12,7 @@ if str(ROOT.parent) not in sys.path:
     sys.path[0] = str(ROOT.parent)
 
 from launcher import storage  # noqa: E402
-from launcher.errors import LauncherError, StorageError  # noqa: E402
+from launcher.errors import LauncherError, StorageError, tell  # noqa: E402
 
 if TYPE_CHECKING:
     from launcher.report.comparison import Comparison
@@ -25,8 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _compare(arguments.run, arguments.html)
     except LauncherError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return tell(error)
     return 0
 
 

@@ -22,7 +22,7 @@ from launcher.plan.plan import ModelFacts, World
 from launcher.recipe import Recipe
 from launcher.report import memory
 from launcher.report import summary as report
-from launcher.report.history import Life
+from launcher.report.history import WHY, Life
 from launcher.report.view import View
 
 Meddle = Callable[[Generation], None]
@@ -105,7 +105,7 @@ def run(
             raise KeyboardInterrupt
         there = capacity.wait_for(fewest, most, kind, job.wait_s, view.say)
         if there != world.num_workers or reason != "lost":
-            view.say(f"going on with {there} workers: {_REASONS[reason]}")
+            view.say(f"going on with {there} workers: {WHY[reason]}")
         world = replace(world, num_workers=there)
 
 
@@ -117,9 +117,6 @@ def _lived(lives: list[Life], generation: Generation) -> Iterator[Life]:
         yield life
     finally:
         life.ended_s, life.nodes_gone = time.time(), capacity.num_gone(generation.nodes)
-
-
-_REASONS = {"preempted": "a node is about to go", "grow": "nodes have come", "lost": "workers were lost"}
 
 
 class _Watch:

@@ -1,7 +1,6 @@
 """The end of a run, good or bad: the facts put together, the verdict, and report.json in the run directory."""
 
 import contextlib
-import json
 import os
 import platform
 import shlex
@@ -22,6 +21,7 @@ from launcher.errors import Hang, LauncherError, OutOfMemory
 from launcher.report import history, opened, startup
 from launcher.report.forecast import size
 from launcher.report.history import History, Life
+from launcher.report.record import parsed
 from launcher.report.startup import Marks
 from launcher.verdict import Cost, Facts, Verdict
 
@@ -252,15 +252,10 @@ def _cost(found: History, *, is_done: bool) -> Cost:
 
 
 def _last_records(run_dir: Path) -> list[dict[str, Any]]:
-    found = []
-    for line in _tail(run_dir / "metrics.jsonl").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # The first line of the tail, or one that was being written.
-        if isinstance(record, dict) and "kind" in record:
-            found.append(record)
-    return found
+    # Its first line may be one of which the tail has only the end.
+    return [
+        event for event in map(parsed, _tail(run_dir / "metrics.jsonl").splitlines()) if event is not None
+    ]
 
 
 def _tail(path: Path) -> str:

@@ -5,7 +5,14 @@ nothing but their message, so they cross process borders unchanged.
 """
 
 import difflib
+import sys
 from collections.abc import Iterable
+
+
+def tell(error: Exception) -> int:
+    """Print what ended a command, in one line; return the command's exit code."""
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code if isinstance(error, LauncherError) else BadInput.exit_code
 
 
 class LauncherError(Exception):

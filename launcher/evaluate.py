@@ -13,7 +13,7 @@ from typing import Any
 
 from launcher import exact, finished, storage, tasks
 from launcher import recipe as recipes
-from launcher.errors import BadInput, LauncherError
+from launcher.errors import BadInput, LauncherError, tell
 from launcher.finished import Finished
 from launcher.plan import plan as planning
 from launcher.plan import sizes
@@ -33,8 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = (done or {}).get("metrics", {})
         metrics = _evaluate(stage, options.run_dir, options.data, options.predictions)
     except LauncherError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return tell(error)
     for name, value in metrics.items():
         print(f"{name} {value!r}" + (f"  in the run: {known[name]!r}" if name in known else ""))
     return 0

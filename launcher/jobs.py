@@ -15,7 +15,7 @@ if str(ROOT.parent) not in sys.path:
     # Run as a script, Python puts this folder on the path, not the one above it.
     sys.path[0] = str(ROOT.parent)
 
-from launcher.errors import BadInput, ClusterError, LauncherError, refused_token  # noqa: E402
+from launcher.errors import BadInput, ClusterError, LauncherError, refused_token, tell  # noqa: E402
 
 STOP_WAIT_S = 120
 """How long a stopped job has for its checkpoint, before Ray kills it; Ray's own is 3 s."""
@@ -33,11 +33,9 @@ def main(argv: list[str] | None = None) -> int:
         print("\nthe job goes on; see it again: launcher/jobs.py follow", file=sys.stderr)
         return 130
     except LauncherError as error:
-        found = error
+        return tell(error)
     except Exception as error:  # Ray's client raises what its parts do.
-        found = _unreachable(options, error)
-    print(f"error: {found}", file=sys.stderr)
-    return found.exit_code
+        return tell(_unreachable(options, error))
 
 
 def submit(options: argparse.Namespace) -> int:

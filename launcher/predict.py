@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TextIO
 
 from launcher import finished, tasks
-from launcher.errors import BadInput, LauncherError
+from launcher.errors import BadInput, LauncherError, tell
 
 BATCH = 32
 
@@ -19,8 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _answer_all(arguments.run_dir, arguments.stage, arguments.input)
     except LauncherError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return tell(error)
     return 0
 
 

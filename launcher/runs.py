@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher import cleaning, listing, storage
-from launcher.errors import BadInput, LauncherError
+from launcher.errors import LauncherError, tell
 from launcher.listing import Run
-from launcher.report import cost, lines
+from launcher.report import cost, lines, words
 from launcher.report.forecast import size
 from launcher.report.progress import Progress
 from launcher.report.tail import Tail
@@ -28,12 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words[:1] == ["clean"]:
             return _clean(clean_parser().parse_args(words[1:]))
         return _list(parser().parse_args(words))
-    except LauncherError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BadInput.exit_code
+    except (LauncherError, OSError) as error:
+        return tell(error)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return _INTERRUPTED
@@ -199,7 +195,7 @@ def _row(run: dict[str, Any]) -> tuple[str, ...]:
         run["name"],
         state,
         at,
-        lines.metrics(run["metric"]),
+        words.metrics(run["metric"]),
         begun,
         lines.duration(run["seconds"]),
         "" if run["cost"] is None else f"{run['cost']:,.2f}",

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from launcher import listing, storage, verdict
-from launcher.errors import BadInput, LauncherError
+from launcher.errors import BadInput, LauncherError, tell
 from launcher.listing import Run
-from launcher.report import lines, opened
+from launcher.report import lines, opened, words
 from launcher.report import summary as report
 from launcher.report.history import BREAKS
 from launcher.report.record import Event
@@ -33,12 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("the run goes on; see it again: launcher watch", file=sys.stderr)
         return 130
-    except LauncherError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BadInput.exit_code
+    except (LauncherError, OSError) as error:
+        return tell(error)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -148,7 +144,7 @@ def _state_lines(run: Run, progress: Any) -> list[str]:
         at = progress.step if is_now else None
         steps = f"step {at:,} of {progress.num_steps:,}" if at else f"{stage.num_steps:,} steps"
         state = "begun" if at and state == "to come" else state
-        found.append(f"  {stage.name}: {state}, {steps}  {lines.metrics(stage.metrics)}".rstrip())
+        found.append(f"  {stage.name}: {state}, {steps}  {words.metrics(stage.metrics)}".rstrip())
     if run.state == "running" and progress.last:
         found.append(f"  {lines.step(progress, progress.padding(), progress.data_share())}")
         found.append(f"  {lines.usage(progress, time.time())}")

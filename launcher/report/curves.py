@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher.report.record import Event
+from launcher.report.record import Event, parsed
 
 Floats = NDArray[np.float64]
 CHUNK = 20_000
@@ -119,15 +119,8 @@ def _events(lines: Sequence[str]) -> Iterator[Event]:
     try:
         found: list[Any] = json.loads(f"[{','.join(lines)}]")
     except json.JSONDecodeError:
-        found = [each for each in map(_parsed, lines) if each is not None]
+        found = list(map(parsed, lines))
     return (each for each in found if isinstance(each, dict) and "kind" in each and "time" in each)
-
-
-def _parsed(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None
 
 
 def _columns(steps: list[Event], stages: dict[str, int]) -> dict[str, Floats]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from launcher.report import words
 from launcher.report.forecast import size
+from launcher.report.history import WHY
 from launcher.report.past import Past
 
 MOST = 300
@@ -91,7 +92,7 @@ def _of_driver(event: Mapping[str, Any]) -> Line | None:
     """A line of what the driver kept; what the record tells too is left to that."""
     kind, place = event.get("kind", ""), _place(event)
     reason = " ".join(str(event.get("reason", "")).split())
-    why = f": {_WHY.get(reason, reason)}" if reason else ""
+    why = f": {WHY.get(reason, reason)}" if reason else ""
     texts: dict[str, tuple[str, str, str]] = {
         "start": ("calm", "workers", f"{event.get('num_workers', '?')} workers are started"),
         "failure": ("bad", "failure", f"{_ranks(event.get('ranks', ()))} failed: {reason}"),
@@ -118,14 +119,6 @@ def _of_driver(event: Mapping[str, Any]) -> Line | None:
         "hung": ("bad", "hang", f"workers hung in {place}, and were ended"),
     }
     return Line(event.get("time", 0.0), *texts[kind]) if kind in texts else None
-
-
-_WHY = {
-    "preempted": "a node is about to go",
-    "grow": "nodes have come",
-    "lost": "workers were lost",
-    "stop": "the user stops the run",
-}
 
 
 def _of_record(event: Mapping[str, Any]) -> Line | None:

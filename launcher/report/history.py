@@ -7,6 +7,13 @@ from launcher.report.record import Event
 
 BREAKS = ("failure", "halved", "hung", "rolled_back")
 """After these the workers are started anew."""
+WHY = {
+    "preempted": "a node is about to go",
+    "grow": "nodes have come",
+    "lost": "workers were lost",
+    "stop": "the user stops the run",
+}
+"""Why a generation of workers ended, or was asked to, in words."""
 _TOLD = {
     "failure": ("reason", "ranks"),
     "halved": ("stage", "reason"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from launcher.report import words
 from launcher.report.forecast import size
 from launcher.report.memory import LITTLE
 from launcher.report.progress import Progress
@@ -72,11 +73,6 @@ def next_checkpoint(progress: Progress, now_s: float) -> list[str]:
     return [f"next checkpoint{at}" + ("" if due.in_s is None else f" in {duration(due.in_s)}")]
 
 
-def metrics(values: dict[str, float]) -> str:
-    """Return metrics in words."""
-    return "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-
-
 def duration(seconds: float) -> str:
     """Return seconds as m:ss or h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
@@ -120,8 +116,8 @@ _HALVED = "going on from the last checkpoint with half the micro-batch (on_oom: 
 _LINES: dict[str, Callable[[Event], str]] = {
     "stage_begin": _stage_begin,
     "preparation_failed": lambda e: f"the preparation of the data has stopped: {e['reason']}",
-    "eval": lambda e: f"{e['stage']}  step {e['step']}  eval: {metrics(e['metrics'])}",
-    "after": lambda e: f"{e['stage']}  again, after {e['last']}: {metrics(e['metrics'])}",
+    "eval": lambda e: f"{e['stage']}  step {e['step']}  eval: {words.metrics(e['metrics'])}",
+    "after": lambda e: f"{e['stage']}  again, after {e['last']}: {words.metrics(e['metrics'])}",
     "export": lambda e: f"stage {e['stage']}: model written to {e['path']}",
     "checkpoint": _checkpoint,
     "left": _left,

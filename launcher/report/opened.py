@@ -16,9 +16,9 @@ _SEED = re.compile(r"seed-\d+")
 
 def event(run_dir: Path) -> Event:
     """Return the `run` event of a run directory; what is not there yet is left out."""
-    recipe = _recipe(run_dir)
+    asked = recipe(run_dir)[1]
     forecasts = (storage.read_json(run_dir / "plan.json") or {}).get("stages") or {}
-    checkpoint = recipe.get("checkpoint") or {}
+    checkpoint = asked.get("checkpoint") or {}
     steps, minutes = checkpoint.get("every_steps"), checkpoint.get("every_minutes")
     if steps is None and minutes is None:
         minutes = DEFAULT_SAVE_MINUTES
@@ -26,18 +26,18 @@ def event(run_dir: Path) -> Event:
         "kind": "run",
         "said": "the workers start",
         "name": run_dir.name,
-        "stages": [_stage(run_dir, name, forecasts.get(name) or {}) for name in names(recipe)],
+        "stages": [_stage(run_dir, name, forecasts.get(name) or {}) for name in names(asked)],
         "save_steps": steps,
         "save_minutes": minutes,
     }
 
 
-def names(recipe: dict[str, Any]) -> list[str]:
+def names(asked: dict[str, Any]) -> list[str]:
     """Return the stages that train one after another, by a recipe's tree."""
-    found = [str(stage.get("name")) for stage in recipe.get("stages") or []]
-    if recipe.get("transfer") == "joint":
+    found = [str(stage.get("name")) for stage in asked.get("stages") or []]
+    if asked.get("transfer") == "joint":
         found = found[-1:]
-    return [*found, BASELINE] if recipe.get("baseline") else found
+    return [*found, BASELINE] if asked.get("baseline") else found
 
 
 def seeds(run_dir: Path) -> list[Path]:
@@ -64,9 +64,14 @@ def _stage(run_dir: Path, name: str, forecast: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def _recipe(run_dir: Path) -> dict[str, Any]:
+def recipe(run_dir: Path) -> tuple[str, dict[str, Any]]:
+    """Return the text of a run's recipe.yaml, and its tree; both empty as far as they cannot be read."""
     try:
-        tree = yaml.safe_load((run_dir / "recipe.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
-        return {}
-    return tree if isinstance(tree, dict) else {}
+        text = (run_dir / "recipe.yaml").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return "", {}
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError:
+        tree = None
+    return text, tree if isinstance(tree, dict) else {}

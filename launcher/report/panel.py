@@ -7,7 +7,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from launcher.report import curve, lines
+from launcher.report import curve, lines, words
 from launcher.report.progress import Progress, Stage
 
 LABEL_WIDTH, LEAST_WIDTH = 10, 30
@@ -58,7 +58,7 @@ def _stages(progress: Progress, width: int, *, is_plain: bool) -> Table:
         mark, style = _MARKS["done" if stage.is_done else "now" if is_now else "to come"]
         if is_plain:
             mark = {"✓": "+", "▶": ">", "·": "."}[mark]
-        middle: RenderableType = Text(lines.metrics(stage.metrics), style="dim")
+        middle: RenderableType = Text(words.metrics(stage.metrics), style="dim")
         right = f"{stage.num_steps:,} steps" if stage.num_steps else ""
         if is_now:
             total, at = progress.num_steps, progress.step

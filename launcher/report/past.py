@@ -4,11 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from launcher import storage
 from launcher.errors import BadInput
-from launcher.report import alive, curves, ledger
+from launcher.report import alive, curves, ledger, opened
 from launcher.report.curves import Record
 from launcher.report.ledger import Ledger, Try
 
@@ -88,7 +86,7 @@ def read(run_dir: Path) -> Past:
         )
     report = _tree(run_dir / "report.json")
     record = curves.read(run_dir / "metrics.jsonl")
-    text, recipe = _recipe(run_dir / "recipe.yaml")
+    text, recipe = opened.recipe(run_dir)
     tries = _tries(report, record)
     stages = _stages(run_dir, recipe, record)
     done = [name for name, stage in stages.items() if "steps" in stage]
@@ -110,18 +108,6 @@ def read(run_dir: Path) -> Past:
 def _tree(path: Path) -> Tree:
     found = storage.read_json(path)
     return found if isinstance(found, dict) else {}
-
-
-def _recipe(path: Path) -> tuple[str, Tree]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return "", {}
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError:
-        tree = None
-    return text, tree if isinstance(tree, dict) else {}
 
 
 def _stages(run_dir: Path, recipe: Tree, record: Record) -> dict[str, Tree]:

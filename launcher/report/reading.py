@@ -1,9 +1,8 @@
 """Reading a run's record behind the run: whole lines only, from a position that can be kept."""
 
-import json
 from pathlib import Path
 
-from launcher.report.record import Event
+from launcher.report.record import Event, parsed
 
 CHUNK_BYTES = 1 << 20
 
@@ -22,7 +21,7 @@ class Reading:
         """Return the next events, of about a megabyte at most; none where there is nothing new yet."""
         while whole := self._next():
             self.position += len(whole)
-            if events := [event for line in whole.splitlines() if (event := _event(line)) is not None]:
+            if events := [event for line in whole.splitlines() if (event := parsed(line)) is not None]:
                 return events
         return []
 
@@ -42,11 +41,3 @@ class Reading:
         """Pass by what is there already."""
         if self.path.exists():
             self.position = self.path.stat().st_size
-
-
-def _event(line: bytes) -> Event | None:
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None  # A process that was killed while it wrote.
-    return event if isinstance(event, dict) and "kind" in event else None

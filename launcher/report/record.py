@@ -39,6 +39,15 @@ class Recorder:
             self.file.close()
 
 
+def parsed(line: str | bytes) -> Event | None:
+    """Return the event of a line; None where it is not whole, as of a process that was killed while it wrote."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "kind" in event else None
+
+
 def _is_cut(path: Path) -> bool:
     """Whether a file's last line has no end."""
     with open(path, "rb") as file:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from launcher.plan.plan import Plan, SplitFacts, StageFacts, StagePlan
-from launcher.report import memory
+from launcher.report import memory, words
 
 
 def plan_lines(plan: Plan, facts: tuple[StageFacts, ...], zero_stage: int, ds_name: str) -> list[str]:
@@ -62,7 +62,7 @@ def end_lines(summary: dict[str, Any], run_dir: str) -> list[str]:
     trained = [name for name in stages if name != "baseline"]
     lines = []
     for name in trained:
-        values = _values(stages[name].get("metrics", {}))
+        values = words.metrics(stages[name].get("metrics", {}))
         lines.append(f"{name}: {values or 'not evaluated'}{_effort(stages[name])}{_shares(stages[name])}")
         if compared := memory.line(stages[name].get("memory", {})):
             lines.append(f"  {compared}")
@@ -131,10 +131,6 @@ def seeds_lines(together: dict[str, Any], run_dir: str) -> list[str]:
         lines.append(f"  gain in {metric} by the stages before: {gain['mean']:+.4f} ± {gain['stdev']:.4f}")
     lines.append(f"run directories: {run_dir}/seed-0 … (summary.json there and in {run_dir})")
     return lines
-
-
-def _values(metrics: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
 def _spreads(metrics: dict[str, Any]) -> str:

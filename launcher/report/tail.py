@@ -1,11 +1,10 @@
 """The end of a record: read from its back, then followed. Gigabytes before it are never read whole."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.report.record import Event
+from launcher.report.record import Event, parsed
 
 TAIL_BYTES, BLOCK_BYTES = 1 << 18, 1 << 22
 _TELLS = ("stage_begin", "usage")
@@ -87,12 +86,8 @@ def _parse(text: bytes) -> list[Event]:
 
 
 def _events(text: bytes) -> Iterator[Event]:
-    for line in text.splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue  # What a driver that was killed did not finish.
-        if isinstance(event, dict) and "kind" in event and "time" in event:
+    for event in map(parsed, text.splitlines()):
+        if event is not None and "time" in event:
             yield event
 
 

@@ -74,6 +74,11 @@ def zone() -> str:
     return time.strftime("%Z")
 
 
+def metrics(values: dict[str, float]) -> str:
+    """Return metrics as one line."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+
+
 def redacted(text: str) -> str:
     """Return a text without what opens doors: names and passwords in addresses, the values of their queries, and the
     Hub's tokens."""

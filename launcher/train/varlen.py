@@ -117,8 +117,7 @@ def _within(
     query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, scale: float | None
 ) -> tuple[Tensor, Tensor]:
     """Attend on a CPU: (tokens, heads, size) each; return as much, and the logarithm of each softmax's sum."""
-    result = torch.empty_like(query)
-    sums = query.new_empty(*query.shape[:2], dtype=torch.promote_types(query.dtype, torch.float32))
+    result, sums = _room(query)
     for piece in _pieces(bounds):
         given = (_alone(each[piece]) for each in (query, key, value))
         found, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -132,6 +131,10 @@ def _within(
 def _(
     query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, scale: float | None
 ) -> tuple[Tensor, Tensor]:
+    return _room(query)
+
+
+def _room(query: Tensor) -> tuple[Tensor, Tensor]:
     sums = query.new_empty(*query.shape[:2], dtype=torch.promote_types(query.dtype, torch.float32))
     return torch.empty_like(query), sums
 
