@@ -1,10 +1,8 @@
 """Submitted runs seen and stopped from another shell, on a cluster with a token; and no secret in what is left."""
 
-import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +15,7 @@ import pytest
 
 from launcher import probes
 from launcher.errors import ClusterError
+from tests import heads
 from tests.conftest import ROOT, free_port
 from tests.runs import chat_recipe, environment
 
@@ -37,28 +36,11 @@ def head() -> Iterator[dict[str, Any]]:
         RAY_AUTH_TOKEN_PATH=str(folder / "token"),
         RAY_TMPDIR=str(folder),
     )
-    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=2"]
-    command += [f"--port={free_port()}", f"--dashboard-port={dashboard}", f"--temp-dir={folder}"]
-    command += [f"--dashboard-agent-listen-port={free_port()}", "--object-store-memory=80000000"]
-    with open(folder / "head.log", "wb") as log:
-        process = subprocess.Popen(
-            command, env=variables | SECRETS, stdout=log, stderr=log, start_new_session=True
-        )
     address = f"http://127.0.0.1:{dashboard}"
     found = {"env": variables | {"RAY_API_SERVER_ADDRESS": address}, "folder": folder, "address": address}
-    try:
-        until_s = time.monotonic() + 90
-        while jobs(found, "list").returncode:
-            assert time.monotonic() < until_s, (folder / "head.log").read_text()
-            time.sleep(1)
+    options = [f"--port={free_port()}", f"--dashboard-port={dashboard}"]
+    with heads.running(folder, options, variables | SECRETS, lambda: not jobs(found, "list").returncode, 1):
         yield found
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(20)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def jobs(head: dict[str, Any], *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:

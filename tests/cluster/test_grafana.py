@@ -2,9 +2,7 @@
 
 import contextlib
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,6 +16,7 @@ from typing import Any
 import pytest
 
 from launcher.report.figures import METRICS
+from tests import heads
 from tests.cluster.dashboard import NEEDS_A_GPU, Sample, dashboard, metric_names, queries, samples, unanswered
 from tests.conftest import free_port, write_jsonl
 from tests.runs import Run, chat_recipe, environment
@@ -83,31 +82,10 @@ def started_head() -> Iterator[Head]:
     folder, port, metrics_port = Path(tempfile.mkdtemp(prefix="ray-")), free_port(), free_port()
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     variables = environment(RAY_AUTH_MODE="disabled", RAY_TMPDIR=str(folder), PATH=path)
-    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=2"]
-    command += [f"--port={port}", f"--dashboard-port={free_port()}", f"--temp-dir={folder}"]
-    command += [f"--dashboard-agent-listen-port={free_port()}", f"--metrics-export-port={metrics_port}"]
-    with open(folder / "head.log", "wb") as log:
-        process = subprocess.Popen(
-            [*command, "--object-store-memory=80000000"],
-            env=variables,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    options = [f"--port={port}", f"--dashboard-port={free_port()}", f"--metrics-export-port={metrics_port}"]
     head = Head(f"127.0.0.1:{port}", metrics_port, variables)
-    try:
-        until_s = time.monotonic() + 90
-        while not head.scraped():
-            assert time.monotonic() < until_s, (folder / "head.log").read_text()
-            time.sleep(0.5)
+    with heads.running(folder, options, variables, head.scraped, 0.5):
         yield head
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(20)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def long_run(head: Head, setup: dict[str, Any], folder: Path) -> Run:
