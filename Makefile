@@ -35,11 +35,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# The tests offload too; left to them, both ranks of one and the nodes of another would wait for a compiler.
+# The tests offload too; left to them, both ranks of one and the nodes of another would wait for a compiler, and one that
+# is ended while it compiles would leave a lock behind.
 $(VENV)/.ops: $(STAMP)
-	@echo "compiling DeepSpeed's CPU Adam (once, some minutes)"
-	@PATH="$(abspath $(BIN)):$$PATH" DS_ACCELERATOR=cpu $(BIN)/python -c \
-		'from deepspeed.ops.op_builder import CPUAdamBuilder as B; B().load(verbose=False)' \
+	@echo "compiling DeepSpeed's ops for CPUs (once, some minutes)"
+	@$(BIN)/python -c 'from launcher.train import ops; \
+		print(ops.build_all(["CPUAdamBuilder", "PinMemoryBuilder", "AsyncIOBuilder"], "cpu", 900))' \
 		> $(VENV)/compile.log 2>&1 || tail -n 3 $(VENV)/compile.log
 	@touch $@
 

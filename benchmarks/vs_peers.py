@@ -12,6 +12,7 @@ all of their lengths.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -56,21 +57,27 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.stages, options.rounds, options.steps = [2], 1, WARM + 10
-    found = {}
+    found: dict[str, list[dict[str, Any]]] = {f"zero{stage}": [] for stage in options.stages}
     with tempfile.TemporaryDirectory() as temp:
         works_of = {name: _work(Path(temp) / name, name, options) for name in _variants(options.only)}
-        for stage in options.stages:
-            rounds = [_round(works_of, stage, options) for _ in range(options.rounds)]
-            found[f"zero{stage}"] = rounds
-            _print(f"ZeRO-{stage}", rounds)
-    if options.out:
-        tree = {
-            "work": options.work,
-            "data": options.data.name if options.data else "made up",
-            "steps": options.steps,
-            "rounds": found,
-        }
-        options.out.write_text(json.dumps(tree, indent=1) + "\n")
+        for number, stage in itertools.product(range(options.rounds), options.stages):
+            print(f"round {number + 1}, ZeRO-{stage}", flush=True)
+            found[f"zero{stage}"].append(_round(works_of, stage, options))
+            if options.out:
+                _keep(options, found)
+    for stage in options.stages:
+        _print(f"ZeRO-{stage}", found[f"zero{stage}"])
+
+
+def _keep(options: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> None:
+    """Write what there is: a measurement of hours may be cut short."""
+    tree = {
+        "work": options.work,
+        "data": options.data.name if options.data else "made up",
+        "steps": options.steps,
+        "rounds": found,
+    }
+    options.out.write_text(json.dumps(tree, indent=1) + "\n")
 
 
 def _variants(kinds: list[str]) -> set[str]:

@@ -3,6 +3,7 @@
 Paths are directories that the driver and all workers see under the same name.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -68,8 +69,11 @@ def new_directory(path: Path) -> Iterator[Path]:
     aside.mkdir(parents=True)
     try:
         yield aside
-        if not path.exists():
+        try:
             os.rename(aside, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -225,11 +225,11 @@ def test_a_broken_model_directory(model: Path, tmp_path: Path) -> None:
         ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, ("CPUAdamBuilder",)),
         (
             {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}},
-            ("CPUAdamBuilder", "AsyncIOBuilder"),
+            ("CPUAdamBuilder", "PinMemoryBuilder", "AsyncIOBuilder"),
         ),
         (
             {"zero_optimization": {"offload_param": {"device": "nvme"}}, "aio": {"use_gds": True}},
-            ("FusedAdamBuilder", "AsyncIOBuilder", "GDSBuilder"),
+            ("FusedAdamBuilder", "PinMemoryBuilder", "AsyncIOBuilder", "GDSBuilder"),
         ),
         ({"optimizer": {"type": "Lion"}}, ("FusedLionBuilder",)),
         ({"optimizer": {"type": "SGD"}}, ()),
@@ -255,6 +255,8 @@ def test_a_lock_that_a_killed_process_left(tmp_path: Path, monkeypatch: pytest.M
     with open(lock):
         held = ops.build("CPUAdamBuilder", 0.3)
     assert held["error"] is None and held["late"] == f"process {os.getpid()} compiles it"
+    os.utime(lock, (0, 0))
+    assert ops._forgotten(lock) and not lock.exists(), "nobody compiles for so long"
     late = verdicts.ops({"a": {"CPUAdamBuilder": held}, "b": {"CPUAdamBuilder": {}}}, 40)
     assert late.status == "warning" and "it goes on, and workers wait for it" in late.what
 

@@ -116,8 +116,18 @@ print(prepared.facts[0].train.num_samples)
 def driver(case: Case, log: str) -> subprocess.Popen[str]:
     arguments = [json.dumps(case.recipe()), str(case.folder / "store"), str(case.folder / log)]
     return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", DRIVER, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
+
+
+def outcome(process: subprocess.Popen[str], timeout_s: float = 90) -> str:
+    """Wait for a driver; return what it printed, its last error if it failed."""
+    out, err = process.communicate(timeout=timeout_s)
+    return out.strip() if process.returncode == 0 else f"exit {process.returncode}: {err[-2000:]}"
 
 
 def made(case: Case, log: str) -> list[int]:
@@ -136,7 +146,7 @@ def test_a_killed_preparation_goes_on_where_it_was(case: Case) -> None:
     first.wait()
     before = made(case, "first")
     second = driver(case, "second")
-    assert second.communicate(timeout=60)[0].strip() == "1200"
+    assert outcome(second) == "1200"
     after = made(case, "second")
     num_chunks = case.describe().jobs[0].num_chunks
     assert not set(before) & set(after)
@@ -148,8 +158,7 @@ def test_a_killed_preparation_goes_on_where_it_was(case: Case) -> None:
 def test_two_runs_at_once_do_the_work_once(case: Case) -> None:
     pair = [driver(case, "one"), driver(case, "two")]
     for each in pair:
-        assert each.communicate(timeout=90)[0].strip() == "1200"
-        assert each.returncode == 0
+        assert outcome(each) == "1200"
     times = Counter(made(case, "one") + made(case, "two"))
     assert set(times.values()) == {1} and len(times) == case.describe().jobs[0].num_chunks
 
@@ -163,7 +172,7 @@ def test_a_run_goes_on_with_what_a_killed_one_was_making(case: Case) -> None:
     maker, other = (first, second) if made(case, "one") else (second, first)
     maker.send_signal(signal.SIGKILL)
     maker.wait()
-    assert other.communicate(timeout=60)[0].strip() == "1200"
+    assert outcome(other) == "1200"
 
 
 def test_a_full_disk_keeps_what_was_made(case: Case) -> None:

@@ -50,8 +50,8 @@ def parsed(line: str | bytes) -> Event | None:
 
 def _is_cut(path: Path) -> bool:
     """Whether a file's last line has no end."""
+    if path.stat().st_size == 0:  # Also where it is a pipe.
+        return False
     with open(path, "rb") as file:
-        if file.seek(0, 2) == 0:
-            return False
         file.seek(-1, 2)
         return file.read(1) != b"\n"

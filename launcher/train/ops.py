@@ -31,7 +31,7 @@ def needed(ds_config: Mapping[str, Any]) -> tuple[str, ...]:
     places = {key: offload.place(ds_config, key) for key in offload.KEYS}
     names = [_of_optimizer(ds_config.get("optimizer") or {}, places["offload_optimizer"] != "none")]
     if "nvme" in places.values():
-        names.append("AsyncIOBuilder")
+        names += ["PinMemoryBuilder", "AsyncIOBuilder"]  # The second one loads the first.
         if (ds_config.get("aio") or {}).get("use_gds"):
             names.append("GDSBuilder")
     if any(str(key).startswith("zero_quantized_") and value for key, value in zero.items()):
@@ -122,11 +122,16 @@ def forget_killed_builds(ds_config: Mapping[str, Any], old_s: float = KILLED_AFT
             continue
         lock = Path(_get_build_directory(op.name, False)) / "lock"
         while lock.exists() and _holder(lock) is None:
-            if _age_s(lock) > old_s:
-                logging.getLogger(__name__).warning("%s: the build was killed; it is made again", lock)
-                lock.unlink(missing_ok=True)
-            else:
+            if not _forgotten(lock, old_s):
                 time.sleep(_POLL_S)
+
+
+def _forgotten(lock: Path, old_s: float = KILLED_AFTER_S) -> bool:
+    """Delete the lock of a build that was killed; tell whether there is none now."""
+    if lock.exists() and _age_s(lock) > old_s and _holder(lock) is None:
+        logging.getLogger(__name__).warning("%s: the build was killed; it is made again", lock)
+        lock.unlink(missing_ok=True)
+    return not lock.exists()
 
 
 def _build(op: Any, until_s: float) -> dict[str, str | None]:
@@ -139,13 +144,13 @@ def _build(op: Any, until_s: float) -> dict[str, str | None]:
             return {"late": f"another pre-flight compiles in {folder.parent}"}
         # torch waits for ever for its own lock, also for one that a killed process left behind.
         theirs = folder / "lock"
-        if not _waited(lambda: not theirs.exists(), until_s):
+        if not _waited(lambda: _forgotten(theirs), until_s):
             if (holder := _holder(theirs)) is not None:
                 return {"late": f"process {holder} compiles it"}
             return {
                 "error": f"{theirs} is {_age_s(theirs):,.0f} s old and no process here holds it: one that compiled"
-                " was killed, and every worker would wait for it for ever: delete this file, unless another node"
-                " compiles in the same folder"
+                f" was killed, and every worker would wait until it is {KILLED_AFTER_S:,.0f} s old: delete this file,"
+                " unless another node compiles in the same folder"
             }
         try:
             if not installed_ops.get(op.name) and not op.is_compatible(verbose=True):
