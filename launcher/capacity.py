@@ -13,6 +13,7 @@ from ray._private.state import state as cluster_state
 
 from launcher import autoscaler
 from launcher.errors import BadInput, ClusterError
+from launcher.plan import gpus
 from launcher.plan.plan import World
 
 Workers = tuple[int, int]
@@ -96,7 +97,13 @@ def world(workers: Workers | None, device: str, wait_s: float, say: Callable[[st
             " without them"
         )
     there = wait_for(fewest, most, kind, wait_s, say)
-    return World(num_workers=there, device="cuda" if kind == "GPU" else "cpu")
+    return World(num_workers=there, device="cuda" if kind == "GPU" else "cpu", half=gpus.half(_gpu_names()))
+
+
+def _gpu_names() -> set[str]:
+    """The kinds of GPU that there are, as Ray calls them."""
+    keys = {key for node in ray.nodes() if node["Alive"] for key in node["Resources"]}
+    return {key.partition(":")[2] for key in keys if key.startswith("accelerator_type:")}
 
 
 def wait_for(fewest: int, most: int, kind: str, limit_s: float, say: Callable[[str], None]) -> int:

@@ -191,6 +191,7 @@ def _for_workers(job: Job, world: World, prepared: Prepared) -> dict[str, Any]:
         "prepared": prepared,
         "run_dir": str(job.run_dir),
         "device": world.device,
+        "half": world.half,
         "predicted": job.outlook.predicted(),
         "token_flops": job.outlook.token_flops(),
         "versions": probes.versions(),

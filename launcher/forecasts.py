@@ -33,7 +33,7 @@ class Forecaster:
         Raises:
             BadInput: recipe and ds config contradict each other, or the model cannot be built.
         """
-        world = World(num_workers=cluster.num_workers, device=cluster.device)
+        world = World(num_workers=cluster.num_workers, device=cluster.device, half=cluster.half)
         plan = make_plan(recipe, dict(ds_config), ds_name, self.model_facts, self.facts, world)
         result = []
         for stage in plan.stages:

@@ -49,7 +49,7 @@ class Model(Section):
     revision: str | None = None
     """The hub revision of `path` (a branch, a tag or a commit)."""
     dtype: Dtype = "auto"
-    """Precision of the weights in training. `auto`: bf16 on GPUs, fp32 on CPUs."""
+    """Precision of the weights in training. `auto`: bf16 on GPUs, fp16 on those older than Ampere, fp32 on CPUs."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
     """The attention implementation. `auto`: what transformers picks for the model."""
     compile: bool = False

@@ -110,7 +110,7 @@ def _context(job: dict[str, Any], rank: int, pulse: Pulse) -> Context:
     ranks_here = ray.train.get_context().get_local_world_size()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks_here))
     run_dir, recipe, prepared = Path(job["run_dir"]), recipes.parse(job["recipe"]), job["prepared"]
-    world = World(num_workers=dist.get_world_size(), device=job["device"])
+    world = World(num_workers=dist.get_world_size(), device=job["device"], half=job["half"])
     listener = _listener(job["bulletin"]) if rank == 0 else None
     audit = run_dir / "logs" / f"samples-rank-{rank}.jsonl"
     return Context(

@@ -51,6 +51,11 @@ class Cluster:
     def num_workers(self) -> int:
         return self.num_nodes * self.workers_per_node
 
+    @property
+    def half(self) -> Literal["bf16", "fp16"]:
+        """The 16-bit precision that its GPUs have in hardware."""
+        return gpus.half([self.accelerator.name] if self.accelerator else [])
+
     def describe(self) -> str:
         """Return one line for a person."""
         gpu, few = self.accelerator, self.num_nodes == 1

@@ -1,6 +1,7 @@
 """The GPUs that people rent: memory, speed, and what they usually come with."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -89,6 +90,9 @@ GPUS = {
     "MI300X-192GB": Gpu(191.6, 1307, 1307, 654, 448, 190, 3200, "MI300X MI300X-OAM MI300X-HF"),
 }
 
+# Pascal, Volta and Turing make bf16 out of fp32: torch runs it, several times slower.
+_OLDER = re.compile(r"(k80|m[46]0|p100|p40?|v100|t4g?|titan|quadro rtx|gtx|rtx ?20[678]0|rtx ?[4568]000$)\b")
+
 
 def accelerator(name: str) -> Accelerator:
     """Return a GPU of the table by any of its names: ours, torch's or Ray's.
@@ -127,7 +131,20 @@ def find(name: str) -> str:
     raise ClusterError(f'unknown GPU "{name}"{hint}')
 
 
+def half(names: Iterable[str]) -> Literal["bf16", "fp16"]:
+    """Return the 16-bit precision that all of these GPUs have in hardware: bf16 unless one is older than Ampere.
+
+    Args:
+        names: of GPUs, as in a description, torch or Ray.
+    """
+    return "fp16" if any(_OLDER.match(" ".join(_words(name))) for name in names) else "bf16"
+
+
 def _plain(name: str) -> str:
+    return "".join(_words(name))
+
+
+def _words(name: str) -> list[str]:
     """A name without what vendors add in one place and leave out in another."""
     words = re.findall(r"[a-z0-9]+", name.lower())
-    return "".join(word for word in words if word not in ("nvidia", "amd", "tesla", "geforce", "instinct"))
+    return [word for word in words if word not in ("nvidia", "amd", "tesla", "geforce", "instinct")]

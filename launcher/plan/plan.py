@@ -26,10 +26,15 @@ HeadStart = Literal["new", "keep", "match"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """The workers that there are."""
+    """The workers that there are.
+
+    Attributes:
+        half: the 16-bit precision that their GPUs have in hardware.
+    """
 
     num_workers: int
     device: Literal["cpu", "cuda"]
+    half: Literal["bf16", "fp16"] = "bf16"
 
     @property
     def kind(self) -> str:
@@ -430,10 +435,8 @@ def _winner(stage: Stage, field: str, given: Any) -> Any:
 def _dtype(recipe: Recipe, given: zero.Given, world: World) -> Literal["fp32", "bf16", "fp16"]:
     if recipe.model.dtype != "auto":
         return recipe.model.dtype
-    fallback: Literal["fp32", "bf16"] = (
-        "bf16" if world.device == "cuda" and "bf16" not in given.disabled else "fp32"
-    )
-    return given.dtype or fallback
+    is_half = world.device == "cuda" and world.half not in given.disabled
+    return given.dtype or (world.half if is_half else "fp32")
 
 
 def _written(recipe: Recipe, stage: Stage) -> frozenset[str]:

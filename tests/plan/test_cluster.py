@@ -99,6 +99,33 @@ def test_the_names_that_torch_and_ray_give(name: str, known: str) -> None:
     assert gpus.find(name) == known
 
 
+@pytest.mark.parametrize(
+    ("name", "half"),
+    [
+        ("Tesla V100-SXM2-32GB", "fp16"),
+        ("V100", "fp16"),
+        ("NVIDIA T4", "fp16"),
+        ("P4", "fp16"),
+        ("Quadro RTX 6000", "fp16"),
+        ("NVIDIA GeForce RTX 2080 Ti", "fp16"),
+        ("NVIDIA RTX 6000 Ada Generation", "bf16"),
+        ("NVIDIA RTX 2000 Ada Generation", "bf16"),
+        ("RTX A6000", "bf16"),
+        ("L4", "bf16"),
+        ("NVIDIA Z9", "bf16"),
+    ],
+)
+def test_half_precision_of_a_gpu(name: str, half: str) -> None:
+    assert gpus.half([name]) == half
+    assert gpus.half(["H100", name]) == half
+
+
+def test_half_precision_of_the_table() -> None:
+    for key, gpu in gpus.GPUS.items():
+        assert (gpus.half([key]) == "fp16") == (gpu.bf16 is None), key
+    assert cluster.parse("4xT4").half == "fp16" and cluster.parse("2xCPU-32GB").half == "bf16"
+
+
 def test_no_name_stands_for_two_gpus() -> None:
     names = [name for key, gpu in gpus.GPUS.items() for name in (key, *gpu.aliases.split())]
     assert len({name.lower().replace("-", "") for name in names}) == len(names)

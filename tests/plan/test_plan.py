@@ -22,11 +22,12 @@ def _plan(
     model: ModelFacts | None = None,
     train: SplitFacts = TRAIN,
     device: Literal["cpu", "cuda"] = "cpu",
+    half: Literal["bf16", "fp16"] = "bf16",
     **stage: object,
 ) -> Plan:
     asked = {"name": "a", "task": "causal-lm", "data": {"train": "x.jsonl"}, **stage}
     recipe = recipes.parse({"model": {"path": "m"}, "stages": [asked]})
-    world = World(num_workers=num_workers, device=device)
+    world = World(num_workers=num_workers, device=device, half=half)
     facts = (StageFacts(train=train, eval=None),)
     return make_plan(recipe, ds or AUTO, "ds.json", model or ModelFacts(), facts, world)
 
@@ -95,6 +96,16 @@ def test_a_ds_config_wins_over_a_default_and_contradicts_a_wish() -> None:
     assert _plan(ds=rate).stages[0].schedule.learning_rate == 3e-4
     with pytest.raises(DsConfigError, match="learning_rate"):
         _plan(ds=rate, learning_rate=1e-5)
+
+
+def test_auto_takes_the_half_that_the_gpus_have() -> None:
+    off = AUTO | {"fp16": {"enabled": False}}
+    assert _plan(device="cuda").dtype == "bf16"
+    assert _plan(device="cuda", half="fp16").dtype == "fp16"
+    assert _plan(device="cuda", half="fp16").stages[0].ds["fp16"]["enabled"] is True
+    assert _plan(ds=off, device="cuda", half="fp16").dtype == "fp32"
+    assert _plan(half="fp16").dtype == "fp32"
+    assert _plan(ds=AUTO | {"bf16": {"enabled": True}}, device="cuda", half="fp16").dtype == "bf16"
 
 
 def test_no_auto_is_left() -> None:
