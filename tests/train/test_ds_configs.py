@@ -147,7 +147,7 @@ def run(request: pytest.FixtureRequest, runs: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(900)
 def test_losses_norms_and_export_are_those_of_zero0(run: dict[str, Any], runs: dict[str, Any]) -> None:
     plain = runs["zero0"]
     print(f"{run['name']}: {run['seconds']:.1f} s, losses {largest(run['losses'], plain['losses']):.1e}")
@@ -159,14 +159,14 @@ def test_losses_norms_and_export_are_those_of_zero0(run: dict[str, Any], runs: d
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(900)
 def test_a_new_engine_goes_on_from_the_checkpoint(run: dict[str, Any]) -> None:
     assert run["start"] == 1
     assert run["resumed"] == run["losses"][1:]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(900)
 def test_offload_uses_the_cpu_adam_of_deepspeed(run: dict[str, Any]) -> None:
     is_offloaded = "offload_optimizer" in zero.load(str(SHIPPED / f"{run['name']}.json"))["zero_optimization"]
     assert run["optimizer"] == ("DeepSpeedCPUAdam" if is_offloaded else "AdamW")
