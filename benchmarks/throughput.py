@@ -26,39 +26,13 @@ from peers import running
 from peers import work as works
 
 WARM = 10
-SIZES = {
-    "small": {},
-    # As TinyLlama and Qwen2.5 have it: for GPUs.
-    "1b": {
-        "hidden_size": 2048,
-        "intermediate_size": 5632,
-        "num_hidden_layers": 22,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 4,
-        "vocab_size": 32_000,
-    },
-    "1.5b": {
-        "hidden_size": 1536,
-        "intermediate_size": 8960,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "vocab_size": 151_936,
-    },
-    "wide": {
-        "hidden_size": 512,
-        "intermediate_size": 2048,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 8,
-    },
-}
 
 
 def main() -> None:
     """Run the matrix, print and keep."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--ds", type=int, nargs="+", default=[2, 3], help="ZeRO stages")
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["small", "wide"])
+    parser.add_argument("--sizes", nargs="+", choices=works.SIZES, default=["small", "wide"])
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--batching", choices=["bucketed", "packed"], default="bucketed")
@@ -80,31 +54,26 @@ def main() -> None:
     ):
         name = f"{size}, {length} tokens, ZeRO-{stage}, {workers} workers, {options.batching}"
         with tempfile.TemporaryDirectory() as temp:
-            work = _work(Path(temp), size, length, options)
-            rows[name] = _row(work, stage, workers, options.steps, options.device)
+            work = works.make(
+                Path(temp),
+                "chats",
+                options.data,
+                batching=options.batching,
+                size=size,
+                max_length=length,
+                workers=workers,
+                device=options.device,
+            )
+            rows[name] = _row(work, stage, workers, options.steps)
         print(_line(name, rows[name], before.get(name)), flush=True)
     if options.out:
         options.out.write_text(json.dumps({"steps": options.steps, "rows": rows}, indent=1) + "\n")
         _draw(rows, options.out.with_suffix(".png"))
 
 
-def _work(folder: Path, size: str, length: int, options: argparse.Namespace) -> works.Work:
-    config = works.LLAMA | SIZES[size] | {"max_position_embeddings": length}
-    dtype = "bf16" if options.device == "gpu" else "fp32"
-    return works.make(
-        folder,
-        "chats",
-        options.data,
-        batching=options.batching,
-        config=config,
-        max_length=length,
-        dtype=dtype,
-    )
-
-
-def _row(work: works.Work, stage: int, workers: int, steps: int, device: str) -> dict[str, float]:
+def _row(work: works.Work, stage: int, workers: int, steps: int) -> dict[str, float]:
     """Measure one row."""
-    seen = running.launched(work, "it", stage, steps, workers, device)
+    seen = running.launched(work, "it", stage, steps, workers)
     seconds, tokens, slots, samples, waits = (
         seen[name][WARM:] for name in ("seconds", "tokens", "slots", "samples", "data_seconds")
     )
@@ -125,7 +94,7 @@ def _row(work: works.Work, stage: int, workers: int, steps: int, device: str) ->
     }
     if done["memory"]["device"] is not None:
         row["device_memory_bytes"] = done["memory"]["device"]
-    if workers > 1 and device == "cpu":
+    if workers > 1 and work.device == "cpu":
         timed = running.under_torchrun(work, "stage", stage, WARM + 10, workers)
         row["in_collectives"] = sum(timed["waits"][WARM:]) / sum(timed["seconds"][WARM:])
     return row

@@ -5,7 +5,11 @@
     python benchmarks/vs_peers.py --work sentences --data TRAIN.parquet --model MINILM --only stage trainer
     python benchmarks/vs_peers.py --work translation --data TRAIN.parquet --only stage trainer
 
-Two CPU ranks with a thread each, fp32; all contenders get the same tokens, from the launcher's store. They run one after
+On a machine with GPUs (not run yet); stage is the launcher's stage without Ray, so that Ray need not be installed there:
+
+    python benchmarks/vs_peers.py --device gpu --size 1.5b --length 4096 --workers 1 --only stage stage-packed trainer
+
+On CPUs two ranks with a thread each, fp32; all contenders get the same tokens, from the launcher's store. They run one after
 the other, in rounds, so that what the machine does besides meets all of them; a round gives each one's sum over its steps
 after the first ten. Useful: not padding. The Trainer's groups come longest first, and repeat after 50 steps: 60 steps see
 all of their lengths.
@@ -33,13 +37,17 @@ CONTENDERS = {
     "launcher-compiled": "the launcher, with model.compile",
     "launcher-both": "the launcher, packed, with model.compile",
     "stage": "the launcher's stage without Ray",
+    "stage-packed": "the launcher's stage without Ray, packed",
+    "stage-both": "the launcher's stage without Ray, packed, with model.compile",
     "trainer": "HF Trainer, padded to the longest of the batch",
     "trainer-grouped": "HF Trainer, grouped by length",
-    "trainer-max": "HF Trainer, padded to 512",
+    "trainer-max": "HF Trainer, padded to the full length",
     "loop": "bare DeepSpeed loop, padded",
     "loop-ours": "bare DeepSpeed loop on the launcher's batches",
 }
-VARIANTS = {"launcher-packed": "packed", "launcher-compiled": "compiled", "launcher-both": "both"}
+VARIANTS = {"launcher-compiled": "compiled"} | {
+    f"{kind}-{variant}": variant for kind in ("launcher", "stage") for variant in ("packed", "both")
+}
 
 
 def main() -> None:
@@ -48,6 +56,12 @@ def main() -> None:
     parser.add_argument("--work", choices=works.KINDS, default="chats")
     parser.add_argument("--data", type=Path, help="chats, one a line (default: made-up ones), or Parquet")
     parser.add_argument("--model", type=Path, help="a pretrained one, for sentences")
+    parser.add_argument("--size", choices=works.SIZES, default="small", help="of the Llama, for chats")
+    parser.add_argument(
+        "--length", type=int, help="tokens of a sample at most (default: 512; 128 for --work others)"
+    )
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu", help="gpu: in bf16")
     parser.add_argument("--stages", type=int, nargs="+", default=[2, 3])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
@@ -74,6 +88,10 @@ def _keep(options: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -
     tree = {
         "work": options.work,
         "data": options.data.name if options.data else "made up",
+        "model": options.model.name if options.model else options.size,
+        "length": options.length,
+        "workers": options.workers,
+        "device": options.device,
         "steps": options.steps,
         "rounds": found,
     }
@@ -94,28 +112,35 @@ def _work(folder: Path, name: str, options: argparse.Namespace) -> works.Work:
         batching=batching,
         model=options.model,
         compile=name in ("compiled", "both"),
+        size=options.size,
+        max_length=options.length,
+        workers=options.workers,
+        device=options.device,
     )
 
 
 def _round(works_of: dict[str, works.Work], stage: int, options: argparse.Namespace) -> dict[str, Any]:
     found = {}
     for kind in options.only:
-        if kind in ("launcher-compiled", "launcher-both") and stage == 3:
+        if VARIANTS.get(kind) in ("compiled", "both") and stage == 3:
             continue  # Refused: see model.compile.
         work = works_of[VARIANTS.get(kind, "plain")]
         run = running.launched if kind.startswith("launcher") else running.under_torchrun
-        found[kind] = figures(run(work, kind, stage, options.steps))
+        found[kind] = figures(run(work, kind, stage, options.steps, options.workers), options.workers)
         print(f"  {kind}: {found[kind]['tokens_per_s_and_rank']:,.0f}", flush=True)
     return found
 
 
-def figures(record: dict[str, Any]) -> dict[str, float]:
-    """What a run came to, after its first steps."""
+def figures(record: dict[str, Any], workers: int) -> dict[str, float]:
+    """What a run of so many workers came to, after its first steps."""
     seconds, tokens, slots = (record[name][WARM:] for name in ("seconds", "tokens", "slots"))
-    rates = [count / second / 2 for count, second in zip(tokens, seconds, strict=True)]
-    losses = record["losses"]
+    rates = [count / second / workers for count, second in zip(tokens, seconds, strict=True)]
+    losses, rate = record["losses"], sum(tokens) / sum(seconds) / workers
+    # The contender under torchrun tells it itself, the launcher as its stage begins.
+    told = record.get("begin") or record
+    mfu = {"mfu": rate * told["flops_per_token"] / told["peak_flops"]} if told.get("peak_flops") else {}
     return {
-        "tokens_per_s_and_rank": sum(tokens) / sum(seconds) / 2,
+        "tokens_per_s_and_rank": rate,
         "median_of_steps": statistics.median(rates),
         "step_s": statistics.median(seconds),
         "step_s_p95": sorted(seconds)[int(0.95 * (len(seconds) - 1))],
@@ -123,6 +148,7 @@ def figures(record: dict[str, Any]) -> dict[str, float]:
         "tokens_seen": sum(record["tokens"]),
         "first_loss": losses[0],
         "last_loss": statistics.mean(losses[-10:]),
+        **mfu,
         **_of_the_processor(record, tokens),
     }
 
@@ -146,6 +172,8 @@ def _print(name: str, rounds: list[dict[str, Any]]) -> None:
             if measure in first and measure in rounds[0][best]:
                 ratios = [each[best][measure] / each[kind][measure] for each in rounds]
                 line += f"  {statistics.median(ratios):5.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        if "mfu" in first:
+            line += f"  MFU {statistics.median([each[kind]['mfu'] for each in rounds]):.1%}"
         print(
             f"{line}  loss {first['last_loss']:.3f} at {first['tokens_seen']:,.0f} tokens  {CONTENDERS[kind]}"
         )

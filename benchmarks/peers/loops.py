@@ -4,7 +4,7 @@
 
 KIND is trainer, trainer-grouped, trainer-max, loop, loop-ours or stage (the launcher's stage without Ray). OUT gets, of
 rank 0, for each step the seconds, and of all ranks together the processor's seconds, the tokens (padding apart) and
-slots, and the losses.
+slots, and the losses; of the launcher's stage also the model's FLOPs per token and the device's peak.
 """
 
 import json
@@ -32,6 +32,7 @@ class Record:
         self.tokens, self.slots = [0], [0]
         self.waits: list[float] = []
         self.losses: list[float] = []
+        self.told: dict[str, float] = {}
 
     def see(self, batch: dict[str, Any]) -> None:
         """Count a micro-batch."""
@@ -41,6 +42,8 @@ class Record:
 
     def step(self) -> None:
         """Note that a step is done."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.ended.append(time.perf_counter())
         self.used.append(time.process_time())
         self.tokens.append(0)
@@ -49,12 +52,15 @@ class Record:
     def write(self, path: str) -> None:
         """Add up over the ranks and write, on rank 0."""
         sums = torch.tensor(
-            [self.tokens[:-1], self.slots[:-1], np.diff(self.used).tolist()], dtype=torch.float64
+            [self.tokens[:-1], self.slots[:-1], np.diff(self.used).tolist()],
+            dtype=torch.float64,
+            device="cuda" if dist.get_backend() == "nccl" else "cpu",
         )
         dist.all_reduce(sums)
         if dist.get_rank() == 0:
             tree = dict(zip(("tokens", "slots", "cpu_seconds"), sums.tolist(), strict=True))
             tree |= {"seconds": np.diff(self.ended).tolist(), "losses": self.losses, "waits": self.waits}
+            tree |= self.told
             Path(path).write_text(json.dumps(tree))
 
 
@@ -103,7 +109,8 @@ def model_of(work: works.Work) -> Any:
 
     torch.manual_seed(0)
     auto_class = getattr(transformers, works.KINDS[work.kind].auto_model)
-    return auto_class.from_pretrained(work.start, dtype=torch.float32)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[work.dtype]
+    return auto_class.from_pretrained(work.start, dtype=dtype)
 
 
 def trainer(work: works.Work, kind: str, stage: int, steps: int, record: Record) -> None:
@@ -118,7 +125,7 @@ def trainer(work: works.Work, kind: str, stage: int, steps: int, record: Record)
             if logs and "loss" in logs:
                 record.losses.append(logs["loss"])
 
-    pad = collate(work, works.MAX_LENGTH if kind == "trainer-max" else None)
+    pad = collate(work, work.max_length if kind == "trainer-max" else None)
 
     def padded(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = pad(rows)
@@ -133,9 +140,10 @@ def trainer(work: works.Work, kind: str, stage: int, steps: int, record: Record)
         logging_steps=1,
         save_strategy="no",
         report_to=[],
-        use_cpu=True,
+        use_cpu=work.device == "cpu",
+        bf16=work.dtype == "bf16",
         disable_tqdm=True,
-        deepspeed=works.ds_config(stage, work.micro_batch),
+        deepspeed=works.ds_config(stage, work),
         train_sampling_strategy="group_by_length" if kind == "trainer-grouped" else "random",
         length_column_name="length",
         seed=1,
@@ -157,12 +165,13 @@ def loop(work: works.Work, kind: str, stage: int, steps: int, record: Record) ->
 
     model = model_of(work)
     engine = deepspeed.initialize(
-        model=model, model_parameters=model.parameters(), config=works.ds_config(stage, work.micro_batch)
+        model=model, model_parameters=model.parameters(), config=works.ds_config(stage, work)
     )[0]
     batches = ours(work, steps) if kind == "loop-ours" else padded(work, steps)
     record.__init__()  # type: ignore[misc]
     for batch in batches:
         record.see(batch)
+        batch = {name: values.to(engine.device) for name, values in batch.items()}
         loss = engine(**batch, **({"use_cache": False} if work.kind == "chats" else {})).loss
         engine.backward(loss)
         engine.step()
@@ -200,12 +209,16 @@ def own_stage(work: works.Work, kind: str, stage: int, steps: int, record: Recor
 def main() -> None:
     """Run one contender on this rank."""
     path, kind, stage, steps, out = sys.argv[1:]
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    torch.set_num_threads(1)
+    work = works.load(path)
+    if work.device == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        torch.set_num_threads(1)
+    else:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     import deepspeed
 
-    deepspeed.init_distributed("gloo")
-    work, record = works.load(path), Record()
+    deepspeed.init_distributed("gloo" if work.device == "cpu" else "nccl")
+    record = Record()
     run = {"loop": loop, "trainer": trainer, "stage": own_stage}[kind.split("-")[0]]
     run(work, kind, int(stage), int(steps), record)
     record.write(out)

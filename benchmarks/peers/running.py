@@ -18,14 +18,12 @@ def under_torchrun(work: Work, kind: str, stage: int, steps: int, workers: int =
     script = str(ROOT / "benchmarks" / "peers" / "loops.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", str(workers), script]
-    _run([*command, str(work.save()), kind, str(stage), str(steps), str(out)])
+    _run([*command, str(work.save()), kind, str(stage), str(steps), str(out)], work.device)
     found: dict[str, Any] = json.loads(out.read_text())
     return found
 
 
-def launched(
-    work: Work, kind: str, stage: int, steps: int, workers: int = 2, device: str = "cpu"
-) -> dict[str, Any]:
+def launched(work: Work, kind: str, stage: int, steps: int, workers: int = 2) -> dict[str, Any]:
     """Make the run by the launcher; return its record, with the stage's beginning and its end beside it."""
     runs = Path(work.folder) / "runs"
     command = [
@@ -37,7 +35,7 @@ def launched(
         "--fresh",
     ]
     command += ["--workers", str(workers), "--run-root", str(runs), "--name", kind]
-    _run([*command, "--device", device, "--set", f"stages.it.steps={steps}"], device)
+    _run([*command, "--device", work.device, "--set", f"stages.it.steps={steps}"], work.device)
     lines = (runs / kind / "metrics.jsonl").read_text().splitlines()
     every = [json.loads(line) for line in lines]
     events = [event for event in every if event["kind"] == "step"]
@@ -56,7 +54,7 @@ def launched(
     return found
 
 
-def _run(command: list[str], device: str = "cpu") -> None:
+def _run(command: list[str], device: str) -> None:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     own = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     own |= {"PATH": path, "PYTHONPATH": str(ROOT)}

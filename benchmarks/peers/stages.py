@@ -1,5 +1,6 @@
 """The launcher's stage on ranks that torchrun has started: all that a worker does, without Ray around it."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,15 @@ def _context(work: works.Work, stage: int, steps: int, recorder: Any) -> Any:
     recipe, facts, prepared = works.prepared_of(work.recipe, work.folder)
     recipe = recipe.model_copy(update={"stages": [recipe.stages[0].model_copy(update={"steps": steps})]})
     config = zero.load(str(works.ROOT / "ds_configs" / f"zero{stage}.json"))
-    world = World(num_workers=dist.get_world_size(), device="cpu")
+    on_gpu = work.device == "gpu"
+    world = World(num_workers=dist.get_world_size(), device="cuda" if on_gpu else "cpu")
     return Context(
         recipe=recipe,
         plan=make_plan(recipe, config, f"zero{stage}", facts, prepared.facts, world),
         prepared=prepared,
         run_dir=Path(work.folder) / "run",
         rank=dist.get_rank(),
-        device=torch.device("cpu"),
+        device=torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu"),
         recorder=recorder,
         samples=None,
     )
@@ -77,3 +79,7 @@ def run(work: works.Work, stage: int, steps: int, record: Any) -> None:
     record.__init__()
     clock.watch()
     it.run()
+    if dist.get_rank() == 0:
+        events = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
+        begin = next(event for event in events if event["kind"] == "stage_begin")
+        record.told = {name: begin[name] for name in ("flops_per_token", "peak_flops")}

@@ -13,6 +13,8 @@ sys.path.insert(0, str(ROOT))
 
 VOCABULARY = 8192
 GLOBAL_BATCH, MICRO_BATCH, MAX_LENGTH, LEARNING_RATE = 16, 8, 512, 3e-4
+GPU_TOKENS = 16_384
+"""Of a rank's step, padding included."""
 RAGGED, SCALARS = "ragged", "scalars"
 LLAMA = {
     "model_type": "llama",
@@ -25,6 +27,43 @@ LLAMA = {
     "vocab_size": VOCABULARY,
     "tie_word_embeddings": False,
 }
+SIZES: dict[str, dict[str, Any]] = {
+    "small": {},
+    "wide": {
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+    },
+    # As Qwen2.5-0.5B, TinyLlama and Qwen2.5-1.5B have it: for GPUs.
+    "0.5b": {
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "vocab_size": 151_936,
+        "tie_word_embeddings": True,
+    },
+    "1b": {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "vocab_size": 32_000,
+    },
+    "1.5b": {
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "vocab_size": 151_936,
+        "tie_word_embeddings": True,
+    },
+}
+"""Llamas, over `LLAMA`."""
 T5 = {
     "model_type": "t5",
     "vocab_size": VOCABULARY,
@@ -81,6 +120,9 @@ class Work:
         samples: a file (numpy) of the samples, as `samples_of` reads it.
         recipe: the launcher's.
         micro_batch: samples of a rank's step.
+        max_length: tokens of a sample at most.
+        device: gpu or cpu.
+        dtype: of the weights in training: fp32 or bf16.
     """
 
     folder: str
@@ -90,6 +132,9 @@ class Work:
     recipe: str
     pad_token_id: int
     micro_batch: int
+    max_length: int
+    device: str
+    dtype: str
 
     def save(self) -> Path:
         """Write it down; return the file."""
@@ -111,9 +156,10 @@ def make(
     batching: str = "bucketed",
     model: Path | None = None,
     compile: bool = False,
-    config: dict[str, Any] | None = None,
+    size: str = "small",
     max_length: int | None = None,
-    dtype: str = "fp32",
+    workers: int = 2,
+    device: str = "cpu",
 ) -> Work:
     """Tokenise the data and write down recipe, model and samples.
 
@@ -122,16 +168,21 @@ def make(
     Args:
         folder: to write to.
         kind: of KINDS.
-        data: a JSONL file of chats, None: made-up ones with lengths like GSM8K's; or a Parquet file of the task's columns.
+        data: a JSONL file of chats, None: made-up ones with lengths like GSM8K's, where max_length is longer with several
+            turns; or a Parquet file of the task's columns.
         batching, compile: of the recipe.
         model: a pretrained one, for a kind without a config.
-        config, max_length: instead of the kind's.
-        dtype: of the launcher's recipe.
+        size: of the Llama, of SIZES.
+        max_length: instead of the kind's.
+        workers: that share a step's samples.
+        device: gpu (in bf16) or cpu (in fp32).
     """
     import yaml
 
-    known = KINDS[kind]
-    file, tokenizer = _data(folder, known, data)
+    known, dtype = KINDS[kind], "bf16" if device == "gpu" else "fp32"
+    length = max_length or known.stage["max_length"]
+    config = known.config if kind != "chats" else LLAMA | SIZES[size] | {"max_position_embeddings": length}
+    file, tokenizer = _data(folder, known, data, length)
     stage = {
         "name": "it",
         "task": known.task,
@@ -141,14 +192,13 @@ def make(
         "learning_rate": LEARNING_RATE,
         "batching": batching,
         **known.stage,
-    } | ({"max_length": max_length} if max_length else {})
-    per_rank = stage["global_batch"] // 2
-    stage["micro_batch"] = per_rank if batching == "packed" else f"{per_rank * stage['max_length']} tokens"
-    origin = (
-        {"path": str(model)}
-        if known.config is None
-        else {"config": config or known.config, "tokenizer": str(tokenizer)}
-    )
+        "max_length": length,
+    }
+    if device == "gpu":
+        stage["global_batch"] = workers * max(1, GPU_TOKENS // length)
+    per_rank = stage["global_batch"] // workers
+    stage["micro_batch"] = per_rank if batching == "packed" else f"{per_rank * length} tokens"
+    origin = {"path": str(model)} if config is None else {"config": config, "tokenizer": str(tokenizer)}
     tree = {
         "model": {**origin, "dtype": dtype, "compile": compile},
         "checkpoint": {"every_steps": 100_000},
@@ -158,15 +208,15 @@ def make(
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(tree), encoding="utf-8")
     samples, start, pad = _samples(recipe, folder)
-    return Work(str(folder), kind, start, str(samples), str(recipe), pad, per_rank)
+    return Work(str(folder), kind, start, str(samples), str(recipe), pad, per_rank, length, device, dtype)
 
 
-def _data(folder: Path, kind: Kind, data: Path | None) -> tuple[Path, Path | None]:
+def _data(folder: Path, kind: Kind, data: Path | None, length: int) -> tuple[Path, Path | None]:
     """Return the file of rows, and a tokenizer of their own where the model has none."""
     from tests.conftest import chat_rows, make_tokenizer, write_jsonl
 
     if kind.task == "causal-lm":
-        file = data or write_jsonl(folder / "chats.jsonl", chat_rows(4000))
+        file = data or write_jsonl(folder / "chats.jsonl", _joined(chat_rows(4000), length // MAX_LENGTH))
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
         texts = [message["content"] for row in rows for message in row["messages"]]
         return file, make_tokenizer(folder / "tokenizer", texts, VOCABULARY)
@@ -179,6 +229,19 @@ def _data(folder: Path, kind: Kind, data: Path | None) -> tuple[Path, Path | Non
     table = pq.read_table(data)
     texts = [text for column in ("source", "target") for text in table[column].to_pylist()]
     return data, make_tokenizer(folder / "tokenizer", texts, VOCABULARY)
+
+
+def _joined(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """Chats one after another in one, as many as 1 to `most`."""
+    if most <= 1:
+        return rows
+    counts = np.random.default_rng(0).integers(1, most + 1, len(rows))
+    ends = np.cumsum(counts)
+    return [
+        {"messages": [message for row in rows[end - count : end] for message in row["messages"]]}
+        for count, end in zip(counts, ends, strict=True)
+        if end <= len(rows)
+    ]
 
 
 def prepared_of(recipe_file: str, folder: str) -> tuple[Any, Any, Any]:
@@ -234,19 +297,18 @@ def samples_of(work: Work) -> list[dict[str, Any]]:
     ]
 
 
-def ds_config(stage: int, micro_batch: int) -> dict[str, Any]:
+def ds_config(stage: int, work: Work) -> dict[str, Any]:
     """The DeepSpeed config of all contenders: the launcher's own for the stage, with its numbers filled in."""
     zero = json.loads((ROOT / "ds_configs" / f"zero{stage}.json").read_text())["zero_optimization"]
     zero = {key: value for key, value in zero.items() if value != "auto"}
+    adam = {"lr": LEARNING_RATE, "weight_decay": 0.0} | ({"torch_adam": True} if work.device == "cpu" else {})
     return {
-        "train_micro_batch_size_per_gpu": micro_batch,
+        "train_micro_batch_size_per_gpu": work.micro_batch,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 1.0,
         "zero_optimization": zero | {"reduce_bucket_size": 50_000_000},
-        "optimizer": {
-            "type": "AdamW",
-            "params": {"lr": LEARNING_RATE, "weight_decay": 0.0, "torch_adam": True},
-        },
+        "bf16": {"enabled": work.dtype == "bf16"},
+        "optimizer": {"type": "AdamW", "params": adam},
     }
 
 
