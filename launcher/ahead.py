@@ -61,6 +61,13 @@ class Asked:
         )
 
 
+def price_of(run_dir: Path) -> float | None:
+    """Return what a node of a run cost an hour when it was planned last: it goes on at that; None: nobody said."""
+    cluster = (storage.read_json(run_dir / PLAN) or {}).get("cluster") or {}
+    price = cluster.get("price_per_hour")
+    return None if price is None else float(price) / int(cluster["num_nodes"])
+
+
 def plan(asked: Asked, described: str | None, run_dir: Path) -> int:
     """Print plan and forecast, keep the forecast in the run directory; return the exit code.
 

@@ -108,7 +108,7 @@ def _launch(options: argparse.Namespace, recipe: Any) -> int:
         model_facts=model_facts,
         facts=facts,
         num_workers=options.workers[0] if options.workers else None,
-        price=options.price,
+        price=options.price if options.price is not None or options.plan else ahead.price_of(run_dir),
     )
     if options.plan and (options.cluster or not joins_a_cluster(options)):
         return ahead.plan(asked, options.cluster, run_dir)

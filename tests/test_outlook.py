@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import run
+from launcher import ahead, run
 from tests.conftest import ROOT
 
 SEVEN_B = {
@@ -69,6 +69,8 @@ def test_a_plan_for_other_machines_is_kept_beside_that_of_a_run(recipe: Path) ->
 def test_a_price_is_of_one_node(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _plan(recipe, "2x8xH100-80GB", "--price", "50") == 0
     assert _kept(recipe)["cluster"]["price_per_hour"] == 100
+    assert ahead.price_of(recipe.parent / "runs" / "plan") == 50, "what goes on costs the same"
+    assert ahead.price_of(recipe.parent) is None
     assert _plan(recipe, "4x8xH100-80GB,price=50", "--workers", "8") == 0
     assert _kept(recipe)["cluster"]["price_per_hour"] == 50, "one node is taken"
     with pytest.raises(SystemExit):

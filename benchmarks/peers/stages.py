@@ -30,7 +30,18 @@ def _context(work: works.Work, stage: int, steps: int, recorder: Any) -> Any:
         device=torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu"),
         recorder=recorder,
         samples=None,
+        token_flops=_token_flops(recipe, config, facts, prepared.facts) if dist.get_rank() == 0 else {},
     )
+
+
+def _token_flops(recipe: Any, config: dict[str, Any], model_facts: Any, facts: Any) -> dict[str, Any]:
+    """The model's operations for a token, as the launcher's driver forecasts them; the machine is the same for all."""
+    from launcher.forecasts import Forecaster
+    from launcher.plan import cluster
+
+    machine = cluster.parse(f"{dist.get_world_size()}xCPU-64GB")
+    found = Forecaster(model_facts, facts)(recipe, "it", config, machine)
+    return {each.name: each.token_flops for each in found}
 
 
 def part_of(work: works.Work) -> Any:
