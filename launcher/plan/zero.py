@@ -20,8 +20,8 @@ Dtype = Literal["fp32", "bf16", "fp16"]
 
 NEVER = 1_000_000_000
 """`steps_per_print`: the launcher has its own record of a step."""
-LEAST_AREA, PERSISTENT = 4096 * 4096, 100_000
-"""Elements: below, a collective costs what it costs to begin one; DeepSpeed's own default of what stays whole."""
+LEAST_AREA = 4096 * 4096
+"""Elements of a bucket, at least: of fewer, a collective costs what it costs to begin one."""
 SCHEDULE_OF = {"WarmupDecayLR": "linear", "WarmupCosineLR": "cosine", "WarmupLR": "constant"}
 KINDS = {
     "bool": "true or false",
@@ -374,17 +374,11 @@ def _complete_zero(section: Config, hidden_size: int | None) -> None:
 
 def _bucket_sizes(hidden_size: int | None) -> dict[str, int]:
     """Hugging Face's formulas, with a floor for small models; without a hidden size, DeepSpeed's defaults."""
-    if hidden_size is None:
-        return {
-            "reduce_bucket_size": 500_000_000,
-            "prefetch_bucket_size": 50_000_000,
-            "param_persistence_threshold": PERSISTENT,
-        }
-    area = max(hidden_size * hidden_size, LEAST_AREA)
+    area = None if hidden_size is None else max(hidden_size * hidden_size, LEAST_AREA)
     return {
-        "reduce_bucket_size": area,
-        "prefetch_bucket_size": int(0.9 * area),
-        "param_persistence_threshold": max(10 * hidden_size, PERSISTENT),
+        "reduce_bucket_size": 500_000_000 if area is None else area,
+        "prefetch_bucket_size": 50_000_000 if area is None else int(0.9 * area),
+        "param_persistence_threshold": 100_000 if hidden_size is None else 10 * hidden_size,
     }
 
 
