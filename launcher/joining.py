@@ -1,6 +1,7 @@
 """Joining the cluster that is meant, or starting one on this machine."""
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import services
 
 from launcher import capacity, environments, processes, spare
 from launcher.capacity import Workers
@@ -78,6 +80,20 @@ def warm_up(world: World) -> None:
     spare.order(*orders, Order(here, 2, environments.of_controller()), Order(here, 2, {}))
 
 
+@contextmanager
+def _in_groups_of_their_own() -> Iterator[None]:
+    """Have Ray start its processes apart from this one's group.
+
+    A batch system or a service manager sends SIGTERM to all of a group: the raylet would be gone before the run has saved.
+    """
+    plain = services.ConsolePopen
+    services.ConsolePopen = functools.partial(plain, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = plain
+
+
 def _connect(address: str | None, num_workers: int | None) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     address = address or os.environ.get("RAY_ADDRESS")
@@ -102,7 +118,8 @@ def _connect(address: str | None, num_workers: int | None) -> None:
             options["runtime_env"] |= {"py_modules": [str(root)]}
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(**options)
+        with _in_groups_of_their_own():
+            ray.init(**options)
         # Ray puts a handler of its own in place, which prints a native stack trace over our last words.
         signal.signal(signal.SIGTERM, handler)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:

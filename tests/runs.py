@@ -74,8 +74,8 @@ class Run:
         self.process: subprocess.Popen[str] | None = None
         self.log = runs.parent / f"{runs.name}.log"
 
-    def start(self, *more: str) -> "Run":
-        """Start it in the background."""
+    def start(self, *more: str, is_apart: bool = False) -> "Run":
+        """Start it in the background, and if wanted in a process group of its own."""
         self.run_dir.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
@@ -85,6 +85,7 @@ class Run:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 text=True,
+                process_group=0 if is_apart else None,
             )
         return self
 

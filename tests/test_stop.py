@@ -1,5 +1,6 @@
 """A run that the user stops: saved at the end of a step, and continued there. Real signals."""
 
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -35,3 +36,13 @@ def test_a_stopped_run_has_saved_its_last_step(
     run.send(number)
     assert run.end(60) == 130, run.output()
     assert run.last_step() < 2000
+
+
+def test_a_signal_to_all_of_a_run_lets_it_save(chat_setup: dict[str, Any], tmp_path: Path) -> None:
+    recipe = chat_recipe(chat_setup, tmp_path / "chat.yaml", steps=2000)
+    run = Run(recipe, tmp_path / "runs", "--workers", "2").start(is_apart=True)
+    run.wait_for_step(5)
+    assert run.process is not None
+    os.killpg(run.process.pid, signal.SIGTERM)
+    assert run.end(60) == 130, run.output()
+    assert f"saved at step {run.last_step()} of stage chat" in run.output()
