@@ -127,7 +127,10 @@ def _built(context: Context, part: Part, start: str, origin: str | None, kind: s
         kind: what the head starts from: `new`, `keep` or `match`.
     """
     from launcher.train import model as models
+    from launcher.train import ops
 
+    # Parameters that are kept on disks are moved there as they are loaded, by such an op.
+    ops.forget_killed_builds(part.plan.ds)
     labels = part.facts.train.labels
     extra = part.task.extra(labels)
     if extra is not None and origin is not None and kind != "new":

@@ -18,7 +18,7 @@ from deepspeed.utils import set_z3_leaf_module
 from launcher import exact
 from launcher.errors import DsConfigError
 from launcher.plan.plan import StagePlan
-from launcher.train import compiled, ops, packed, recompute, sequence, varlen
+from launcher.train import compiled, packed, recompute, sequence, varlen
 from launcher.train import light as _light  # noqa: F401  before DeepSpeed does what it leaves out
 from launcher.train.gradients import Gradients
 from launcher.train.parts import Parts
@@ -60,7 +60,6 @@ class Engine:
         for module in recompute.tiled(parts):
             # ZeRO-3 is to make its weights whole once, not once for each layer in it and each tile.
             set_z3_leaf_module(module, True)
-        ops.forget_killed_builds(plan.ds)
         self.engine, self.optimizer, _, scheduler = deepspeed.initialize(
             model=parts, model_parameters=[_for_optimizer(group) for group in groups], config=plan.ds
         )
