@@ -68,7 +68,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--quick", action="store_true", help="ZeRO-2 alone, one round, 20 steps")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--show", type=Path, help="measure nothing: print the tables of an earlier result")
     options = parser.parse_args()
+    if options.show:
+        _show(json.loads(options.show.read_text())["rounds"])
+        return
     if options.quick:
         options.stages, options.rounds, options.steps = [2], 1, WARM + 10
     found: dict[str, list[dict[str, Any]]] = {f"zero{stage}": [] for stage in options.stages}
@@ -79,8 +83,7 @@ def main() -> None:
             found[f"zero{stage}"].append(_round(works_of, stage, options))
             if options.out:
                 _keep(options, found)
-    for stage in options.stages:
-        _print(f"ZeRO-{stage}", found[f"zero{stage}"])
+    _show(found)
 
 
 def _keep(options: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> None:
@@ -160,6 +163,12 @@ def _of_the_processor(record: dict[str, Any], tokens: list[int]) -> dict[str, fl
     return {"tokens_per_cpu_s": sum(tokens) / sum(record["cpu_seconds"][WARM:])}
 
 
+def _show(found: dict[str, list[dict[str, Any]]]) -> None:
+    for name, rounds in found.items():
+        if rounds:
+            _print(name.replace("zero", "ZeRO-"), rounds)
+
+
 def _print(name: str, rounds: list[dict[str, Any]]) -> None:
     best, measures = next(iter(rounds[0])), ("tokens_per_s_and_rank", "tokens_per_cpu_s")
     print(
@@ -172,8 +181,8 @@ def _print(name: str, rounds: list[dict[str, Any]]) -> None:
             if measure in first and measure in rounds[0][best]:
                 ratios = [each[best][measure] / each[kind][measure] for each in rounds]
                 line += f"  {statistics.median(ratios):5.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        if "mfu" in first:
-            line += f"  MFU {statistics.median([each[kind]['mfu'] for each in rounds]):.1%}"
+        if mfus := [each[kind]["mfu"] for each in rounds if "mfu" in each[kind]]:
+            line += f"  MFU {statistics.median(mfus):.1%}"
         print(
             f"{line}  loss {first['last_loss']:.3f} at {first['tokens_seen']:,.0f} tokens  {CONTENDERS[kind]}"
         )
