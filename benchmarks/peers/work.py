@@ -76,7 +76,7 @@ T5 = {
     "feed_forward_proj": "gated-gelu",
     "dropout_rate": 0.1,
     "pad_token_id": 0,
-    "eos_token_id": 1,
+    "eos_token_id": 2,
     "decoder_start_token_id": 0,
     "tie_word_embeddings": True,
 }
