@@ -124,17 +124,20 @@ class Feed:
         """
         epoch, number = self._locate(step - 1)
         samples, rows = self._samples(epoch, number)
-        lengths = self._split.lengths(samples)
-        # The tokens of each row: a row is a sample, or a pack of several.
-        row_lengths = np.bincount(rows, weights=lengths).astype(np.int64) if len(rows) else lengths
+        lengths, widths = self._split.lengths(samples), self._split.widths(samples)
+        # The tokens of each row, and what it is padded by: a row is a sample, or a pack of several.
+        row_lengths, row_widths = (
+            np.bincount(rows, weights=each).astype(np.int64) if len(rows) else each
+            for each in (lengths, widths)
+        )
         batching = self.batching
         num_rounds = rounds(
-            row_lengths,
+            row_widths,
             num_workers=self._num_workers,
             micro_batch=batching.micro_batch,
             budget_tokens=batching.budget_tokens,
         )
-        chunks = deal(row_lengths, num_rounds * self._num_workers, budget_tokens=batching.budget_tokens)
+        chunks = deal(row_widths, num_rounds * self._num_workers, budget_tokens=batching.budget_tokens)
         # A step all of whose rows were skipped still needs something to run, at weight zero.
         shortest = samples[[np.argmin(lengths)]] if len(samples) else self._split.first_samples(1)
         stand_in_length = int(self._split.lengths(shortest)[0])
@@ -181,7 +184,7 @@ class Feed:
         last = self._last(epoch, (pool + 1) * per_pool)
         samples, _ = self._rows(epoch, pool * per_pool, last)
         steps = steps_of_pool(
-            self._split.lengths(samples),
+            self._split.widths(samples),
             num_steps=-(-(last - pool * per_pool) // per_step),
             samples_per_step=per_step,
             by_tokens=self.batching.by_tokens,
@@ -309,7 +312,7 @@ def _longest_first(
     Returns:
         The samples in their new order, and the places where micro-batches begin, and the end.
     """
-    longest = np.maximum.reduceat(split.lengths(samples), firsts)
+    longest = np.maximum.reduceat(split.widths(samples), firsts)
     order = np.argsort(-longest, kind="stable")
     sizes = np.diff(firsts, append=len(samples))[order]
     ends = np.cumsum(sizes)

@@ -52,6 +52,13 @@ class Split:
             values[here] = block.lengths[rows]
         return values
 
+    def widths(self, samples: Integers) -> Integers:
+        """Return the tokens of each sample's longest sequence: where the answer is one of its own, it may be that."""
+        values = np.empty(len(samples), dtype=np.int64)
+        for block, _, rows, here in self._by_block(samples):
+            values[here] = block.widths[rows]
+        return values
+
     def targets(self, samples: Integers) -> Integers:
         """Return the labels or tokens of each sample that bear loss."""
         values = np.empty(len(samples), dtype=np.int64)

@@ -203,6 +203,8 @@ class Block:
 
     Attributes:
         lengths: int64 of shape (samples,): tokens of each.
+        widths: int64 of shape (samples,): the longest sequence of each that a model is given, its answer among them:
+            what it is padded by.
         targets: int64 of shape (samples,): labels or tokens of each that bear loss.
         ragged: by feature (values, offsets), views of the mapped file.
         features: by feature one integer a sample, views of the mapped file.
@@ -226,6 +228,8 @@ class Block:
             else:
                 self.features[name] = _numpy(column)
         self.lengths: Integers = np.diff(self.ragged[INPUT_IDS][1])
+        given = [offsets for name, (_, offsets) in self.ragged.items() if not name.startswith("_")]
+        self.widths: Integers = np.maximum.reduce([np.diff(offsets) for offsets in given])
         self.targets: Integers = self.features.pop(NUM_TARGETS).astype(np.int64)
         self._pack = self.features.pop(PACK, None)
         self._packs: tuple[Integers, Integers] | None = None

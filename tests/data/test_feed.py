@@ -205,6 +205,35 @@ def steps_in(directory: Path, kind: str, per_step: int) -> int:
     return int(Store(directory).num_units(np.arange(1), packed=kind == "packed")[0]) // per_step
 
 
+def test_answers_of_like_length_come_together_too(tmp_path: Path) -> None:
+    # As translations have them: about as long as their sources.
+    draw = np.random.default_rng(0)
+    sources = draw.integers(5, 40, 2048)
+    answers = np.maximum(1, np.round(sources * draw.normal(1.1, 0.2, len(sources)))).astype(int)
+    stores.begin(tmp_path, [len(sources)])
+    ragged = {
+        "input_ids": stores.flat([[7] * n for n in sources]),
+        "labels": stores.flat([[8] * n for n in answers]),
+        "_characters": stores.flat([[0] * 500 for _ in sources]),  # Stays here: no model is given it.
+    }
+    counts = Counts(num_rows=len(sources), num_samples=len(sources), num_tokens=int(sources.sum()))
+    targets = {"num_targets": answers.astype(np.int32)}
+    write_block(tmp_path / block_name(0), ragged, targets, counts)
+    commit(tmp_path, [block_name(0)])
+    tokens = slots = widest = 0
+    budget = 16 * 40
+    for step in range(1, 2048 // 64 + 1):
+        for batch in world(tmp_path, 2, step, kind="bucketed", per_step=64, budget=budget):
+            for micro in batch.micro_batches:
+                ids, labels = micro.features["input_ids"], micro.features["labels"]
+                tokens += int((ids == 7).sum() + (labels == 8).sum())
+                slots += ids.size + labels.size
+                widest = max(widest, ids.size, labels.size)
+    assert tokens == sources.sum() + answers.sum()
+    assert 1 - tokens / slots < 0.13, "by sources alone it is 0.15"
+    assert widest <= budget
+
+
 def test_a_budget_bounds_every_micro_batch(made: Path) -> None:
     for step in range(1, 5):
         for batch in world(made, 2, step, budget=40):
