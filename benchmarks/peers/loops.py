@@ -27,7 +27,8 @@ from peers import work as works
 class Record:
     """Steps as they are made: when, how much of the processor, and how many tokens and slots on this rank."""
 
-    def __init__(self) -> None:
+    def __init__(self, work: works.Work) -> None:
+        self.work = work
         self.ended, self.used = [time.perf_counter()], [time.process_time()]
         self.tokens, self.slots = [0], [0]
         self.waits: list[float] = []
@@ -36,7 +37,7 @@ class Record:
 
     def see(self, batch: dict[str, Any]) -> None:
         """Count a micro-batch."""
-        tokens, slots = counted(batch)
+        tokens, slots = counted(self.work, batch)
         self.tokens[-1] += tokens
         self.slots[-1] += slots
 
@@ -64,11 +65,11 @@ class Record:
             Path(path).write_text(json.dumps(tree))
 
 
-def counted(batch: dict[str, Any]) -> tuple[int, int]:
+def counted(work: works.Work, batch: dict[str, Any]) -> tuple[int, int]:
     """Return a micro-batch's tokens and slots; where answers are sequences of their own, theirs too."""
     tokens, slots = int(batch["attention_mask"].sum()), math.prod(batch["input_ids"].shape)
     labels = batch["labels"]
-    if labels.ndim == 2 and labels.shape != batch["input_ids"].shape:
+    if work.kind == "translation":
         return tokens + int((labels != -100).sum()), slots + math.prod(labels.shape)
     return tokens, slots
 
@@ -155,7 +156,7 @@ def trainer(work: works.Work, kind: str, stage: int, steps: int, record: Record)
         data_collator=padded,
         callbacks=[Watch()],
     )
-    record.__init__()  # type: ignore[misc]  # The set-up is not part of a step.
+    record.__init__(work)  # type: ignore[misc]  # The set-up is not part of a step.
     it.train()
 
 
@@ -168,7 +169,7 @@ def loop(work: works.Work, kind: str, stage: int, steps: int, record: Record) ->
         model=model, model_parameters=model.parameters(), config=works.ds_config(stage, work)
     )[0]
     batches = ours(work, steps) if kind == "loop-ours" else padded(work, steps)
-    record.__init__()  # type: ignore[misc]
+    record.__init__(work)  # type: ignore[misc]
     for batch in batches:
         record.see(batch)
         batch = {name: values.to(engine.device) for name, values in batch.items()}
@@ -218,7 +219,7 @@ def main() -> None:
     import deepspeed
 
     deepspeed.init_distributed("gloo" if work.device == "cpu" else "nccl")
-    record = Record()
+    record = Record(work)
     run = {"loop": loop, "trainer": trainer, "stage": own_stage}[kind.split("-")[0]]
     run(work, kind, int(stage), int(steps), record)
     record.write(out)

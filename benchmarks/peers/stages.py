@@ -72,7 +72,7 @@ def run(work: works.Work, stage: int, steps: int, record: Any) -> None:
     class Counted(StageRun):
         def make(self, step: int) -> Any:
             batches = super().make(step)
-            counts = [counted(each.features) for each in batches[0].micro_batches]
+            counts = [counted(work, each.features) for each in batches[0].micro_batches]
             seen[step] = [sum(each) for each in zip(*counts, strict=True)]
             return batches
 
@@ -87,7 +87,7 @@ def run(work: works.Work, stage: int, steps: int, record: Any) -> None:
     recorder = Recorder(folder / "metrics.jsonl" if dist.get_rank() == 0 else None)
     context = _context(work, stage, steps, recorder)
     it = Counted(context, context.plan.stages[0], usage.Watch(context.device))
-    record.__init__()
+    record.__init__(work)
     clock.watch()
     it.run()
     if dist.get_rank() == 0:
