@@ -22,6 +22,9 @@ import torch
 import torch.distributed as dist
 
 from peers import work as works
+from peers.collectives import Clock
+
+CLOCK = Clock()
 
 
 class Record:
@@ -204,7 +207,7 @@ def own_stage(work: works.Work, kind: str, stage: int, steps: int, record: Recor
     """The launcher's own stage, without Ray around it."""
     from peers import stages
 
-    stages.run(work, stage, steps, record)
+    stages.run(work, stage, steps, record, CLOCK)
 
 
 def main() -> None:
@@ -216,6 +219,9 @@ def main() -> None:
         torch.set_num_threads(1)
     else:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if kind.startswith("stage"):
+        # DeepSpeed keeps some of torch's collectives from its own import on.
+        CLOCK.watch()
     import deepspeed
 
     deepspeed.init_distributed("gloo" if work.device == "cpu" else "nccl")

@@ -56,15 +56,14 @@ def part_of(work: works.Work) -> Any:
     return Part(context.recipe.stages[0], context.plan.stages[0], context.prepared.facts[0], tokenizer, seat)
 
 
-def run(work: works.Work, stage: int, steps: int, record: Any) -> None:
-    """Run it, with its record written to a file as on a cluster."""
+def run(work: works.Work, stage: int, steps: int, record: Any, clock: Any) -> None:
+    """Run it, with its record written to a file as on a cluster; `clock` runs in collectives."""
     from launcher.report.record import Recorder
     from launcher.stage import StageRun
     from launcher.train import usage
-    from peers.collectives import Clock
     from peers.loops import counted
 
-    folder, seen, clock = Path(work.folder) / "run", {}, Clock()
+    folder, seen = Path(work.folder) / "run", {}
     if dist.get_rank() == 0:
         shutil.rmtree(folder, ignore_errors=True)
     dist.barrier()
@@ -88,7 +87,7 @@ def run(work: works.Work, stage: int, steps: int, record: Any) -> None:
     context = _context(work, stage, steps, recorder)
     it = Counted(context, context.plan.stages[0], usage.Watch(context.device))
     record.__init__(work)
-    clock.watch()
+    clock.seconds = 0.0
     it.run()
     if dist.get_rank() == 0:
         events = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
