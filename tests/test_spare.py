@@ -31,6 +31,18 @@ def workers(run_pid: int) -> set[int]:
     return found
 
 
+def two_idle(run: Run, pid: int, what: str) -> set[int]:
+    """Wait for two processes that are ready; return them as they were seen, since they may get work at once."""
+    seen: list[set[int]] = [set()]
+
+    def look() -> bool:
+        seen[0] = idle(pid)
+        return len(seen[0]) == 2
+
+    run.wait_until(look, what, 150)
+    return seen[0]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_workers_start_in_processes_that_were_ready(chat_setup: dict[str, Any], tmp_path: Path) -> None:
@@ -38,12 +50,10 @@ def test_workers_start_in_processes_that_were_ready(chat_setup: dict[str, Any], 
     run = Run(recipe, tmp_path / "runs", "--workers", "2", "--set", "checkpoint.every_steps=10").start()
     assert run.process is not None
     pid = run.process.pid
-    run.wait_until(lambda: len(idle(pid)) == 2, "processes while the run is looked ahead on", 150)
-    first = idle(pid)
+    first = two_idle(run, pid, "processes while the run is looked ahead on")
     run.wait_for_step(12)
     assert workers(pid) == first
-    run.wait_until(lambda: len(idle(pid)) == 2, "spares of the workers", 150)
-    second = idle(pid)
+    second = two_idle(run, pid, "spares of the workers")
     psutil.Process(min(first)).kill()
     run.wait_until(lambda: workers(pid) == second, "workers in their place", 120)
     run.wait_for_step(run.last_step() + 2)
