@@ -139,9 +139,8 @@ def figures(record: dict[str, Any], workers: int) -> dict[str, float]:
     seconds, tokens, slots = (record[name][WARM:] for name in ("seconds", "tokens", "slots"))
     rates = [count / second / workers for count, second in zip(tokens, seconds, strict=True)]
     losses, rate = record["losses"], sum(tokens) / sum(seconds) / workers
-    # The contender under torchrun tells it itself, the launcher as its stage begins.
-    told = record.get("begin") or record
-    mfu = {"mfu": rate * told["flops_per_token"] / told["peak_flops"]} if told.get("peak_flops") else {}
+    begin = record["begin"]  # Of the launcher's stage; empty of others.
+    mfu = {"mfu": rate * begin["flops_per_token"] / begin["peak_flops"]} if begin.get("peak_flops") else {}
     return {
         "tokens_per_s_and_rank": rate,
         "median_of_steps": statistics.median(rates),

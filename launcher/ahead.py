@@ -84,8 +84,7 @@ def plan(asked: Asked, described: str | None, run_dir: Path) -> int:
         cluster = limited(cluster, asked.num_workers)
     cluster = clusters.priced(cluster, asked.price)
     found = _raised(outlook.look(*asked.arguments(cluster)))
-    world = World(num_workers=cluster.num_workers, device=cluster.device, half=cluster.half)
-    return told(asked, found, world, run_dir)
+    return told(asked, found, cluster.world, run_dir)
 
 
 def told(asked: Asked, found: Outlook, world: World, run_dir: Path) -> int:

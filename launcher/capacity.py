@@ -97,13 +97,8 @@ def world(workers: Workers | None, device: str, wait_s: float, say: Callable[[st
             " without them"
         )
     there = wait_for(fewest, most, kind, wait_s, say)
-    return World(num_workers=there, device="cuda" if kind == "GPU" else "cpu", half=gpus.half(_gpu_names()))
-
-
-def _gpu_names() -> set[str]:
-    """The kinds of GPU that there are, as Ray calls them."""
-    keys = {key for node in ray.nodes() if node["Alive"] for key in node["Resources"]}
-    return {key.partition(":")[2] for key in keys if key.startswith("accelerator_type:")}
+    names = {name for node in ray.nodes() if node["Alive"] for name in gpus.names_in(node["Resources"])}
+    return World(num_workers=there, device="cuda" if kind == "GPU" else "cpu", half=gpus.half(names))
 
 
 def wait_for(fewest: int, most: int, kind: str, limit_s: float, say: Callable[[str], None]) -> int:

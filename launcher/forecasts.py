@@ -7,7 +7,7 @@ from launcher import footprint
 from launcher.plan import forecast
 from launcher.plan.cluster import Cluster
 from launcher.plan.forecast import Forecast
-from launcher.plan.plan import ModelFacts, StageFacts, World, make_plan
+from launcher.plan.plan import ModelFacts, StageFacts, make_plan
 from launcher.plan.shapes import Shapes
 from launcher.recipe import Recipe
 
@@ -33,7 +33,7 @@ class Forecaster:
         Raises:
             BadInput: recipe and ds config contradict each other, or the model cannot be built.
         """
-        world = World(num_workers=cluster.num_workers, device=cluster.device, half=cluster.half)
+        world = cluster.world
         plan = make_plan(recipe, dict(ds_config), ds_name, self.model_facts, self.facts, world)
         result = []
         for stage in plan.stages:

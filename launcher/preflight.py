@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from launcher import bandwidth, placement, probes, storage, verdicts
 from launcher.errors import ClusterError, StorageError
-from launcher.plan import offload, zero
+from launcher.plan import gpus, offload, zero
 from launcher.plan.plan import World
 from launcher.report.findings import Finding, Status, finding
 from launcher.train import ops
@@ -110,14 +110,15 @@ def live(limit_s: float = 20.0) -> list[dict[str, Any]]:
     for name, machine in _answers(refs, time.monotonic() + limit_s, cancel=True).items():
         if "cores" not in machine:
             raise ClusterError(f"node {name} gave no answer within {limit_s:g} s: is it alive and reachable?")
-        resources, gpus = nodes[name]["Resources"], machine["gpus"]
-        types = [key.partition(":")[2] for key in resources if key.startswith("accelerator_type:")]
+        resources, found_gpus = nodes[name]["Resources"], machine["gpus"]
         found.append(
             {
                 "num_gpus": int(resources.get("GPU", 0)),
                 "num_cpus": int(resources.get("CPU", 0)),
-                "gpu_name": gpus[0]["name"] if gpus else next(iter(types), None),
-                "gpu_bytes": min((gpu["bytes"] for gpu in gpus), default=None),
+                "gpu_name": found_gpus[0]["name"]
+                if found_gpus
+                else next(iter(gpus.names_in(resources)), None),
+                "gpu_bytes": min((gpu["bytes"] for gpu in found_gpus), default=None),
                 "host_bytes": machine["host_bytes"],
                 "disk_bytes": min(machine["disks"].values()),
             }

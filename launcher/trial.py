@@ -123,7 +123,7 @@ def run(job: Job, world: World, other: int | None, num_steps: int, train: Train)
 def _dtype(job: Job, world: World) -> str:
     if job.recipe.model.dtype != "auto":
         return job.recipe.model.dtype
-    return "bf16" if world.device == "cuda" else "fp32"
+    return world.half if world.device == "cuda" else "fp32"
 
 
 def _losses(run_dir: Path) -> dict[int, float]:

@@ -146,7 +146,7 @@ def test_a_killed_preparation_goes_on_where_it_was(case: Case) -> None:
     first.wait()
     before = made(case, "first")
     second = driver(case, "second")
-    assert outcome(second) == "1200"
+    assert outcome(second, 60) == "1200"
     after = made(case, "second")
     num_chunks = case.describe().jobs[0].num_chunks
     assert not set(before) & set(after)
@@ -172,7 +172,7 @@ def test_a_run_goes_on_with_what_a_killed_one_was_making(case: Case) -> None:
     maker, other = (first, second) if made(case, "one") else (second, first)
     maker.send_signal(signal.SIGKILL)
     maker.wait()
-    assert outcome(other) == "1200"
+    assert outcome(other, 60) == "1200"
 
 
 def test_a_full_disk_keeps_what_was_made(case: Case) -> None:

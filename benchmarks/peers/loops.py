@@ -4,7 +4,7 @@
 
 KIND is trainer, trainer-grouped, trainer-max, loop, loop-ours or stage (the launcher's stage without Ray). OUT gets, of
 rank 0, for each step the seconds, and of all ranks together the processor's seconds, the tokens (padding apart) and
-slots, and the losses; of the launcher's stage also the model's FLOPs per token and the device's peak.
+slots, and the losses; of the launcher's stage also how it began, and the seconds in collectives.
 """
 
 import json
@@ -22,9 +22,6 @@ import torch
 import torch.distributed as dist
 
 from peers import work as works
-from peers.collectives import Clock
-
-CLOCK = Clock()
 
 
 class Record:
@@ -32,11 +29,16 @@ class Record:
 
     def __init__(self, work: works.Work) -> None:
         self.work = work
+        self.tally: Any = None
+        self.start()
+
+    def start(self) -> None:
+        """Begin anew."""
         self.ended, self.used = [time.perf_counter()], [time.process_time()]
         self.tokens, self.slots = [0], [0]
         self.waits: list[float] = []
         self.losses: list[float] = []
-        self.told: dict[str, float] = {}
+        self.begin: dict[str, Any] = {}
 
     def see(self, batch: dict[str, Any]) -> None:
         """Count a micro-batch."""
@@ -64,7 +66,7 @@ class Record:
         if dist.get_rank() == 0:
             tree = dict(zip(("tokens", "slots", "cpu_seconds"), sums.tolist(), strict=True))
             tree |= {"seconds": np.diff(self.ended).tolist(), "losses": self.losses, "waits": self.waits}
-            tree |= self.told
+            tree["begin"] = self.begin
             Path(path).write_text(json.dumps(tree))
 
 
@@ -159,7 +161,7 @@ def trainer(work: works.Work, kind: str, stage: int, steps: int, record: Record)
         data_collator=padded,
         callbacks=[Watch()],
     )
-    record.__init__(work)  # type: ignore[misc]  # The set-up is not part of a step.
+    record.start()  # The set-up is not part of a step.
     it.train()
 
 
@@ -172,7 +174,7 @@ def loop(work: works.Work, kind: str, stage: int, steps: int, record: Record) ->
         model=model, model_parameters=model.parameters(), config=works.ds_config(stage, work)
     )[0]
     batches = ours(work, steps) if kind == "loop-ours" else padded(work, steps)
-    record.__init__(work)  # type: ignore[misc]
+    record.start()
     for batch in batches:
         record.see(batch)
         batch = {name: values.to(engine.device) for name, values in batch.items()}
@@ -207,7 +209,7 @@ def own_stage(work: works.Work, kind: str, stage: int, steps: int, record: Recor
     """The launcher's own stage, without Ray around it."""
     from peers import stages
 
-    stages.run(work, stage, steps, record, CLOCK)
+    stages.run(work, stage, steps, record)
 
 
 def main() -> None:
@@ -219,13 +221,14 @@ def main() -> None:
         torch.set_num_threads(1)
     else:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    record = Record(work)
     if kind.startswith("stage"):
-        # DeepSpeed keeps some of torch's collectives from its own import on.
-        CLOCK.watch()
+        from benchmarks.scaled.collectives import Tally
+
+        record.tally = Tally()  # DeepSpeed keeps some of torch's collectives from its own import on.
     import deepspeed
 
     deepspeed.init_distributed("gloo" if work.device == "cpu" else "nccl")
-    record = Record(work)
     run = {"loop": loop, "trainer": trainer, "stage": own_stage}[kind.split("-")[0]]
     run(work, kind, int(stage), int(steps), record)
     record.write(out)

@@ -1,6 +1,5 @@
 """The launcher's stage on ranks that torchrun has started: all that a worker does, without Ray around it."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch.distributed as dist
 from peers import work as works
 
 
-def _context(work: works.Work, stage: int, steps: int, recorder: Any) -> Any:
+def _context(work: works.Work, stage: int, steps: int, recorder: Any, *, has_flops: bool = False) -> Any:
     from launcher.assembly import Context
     from launcher.plan import zero
     from launcher.plan.plan import World, make_plan
@@ -30,7 +29,7 @@ def _context(work: works.Work, stage: int, steps: int, recorder: Any) -> Any:
         device=torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu"),
         recorder=recorder,
         samples=None,
-        token_flops=_token_flops(recipe, config, facts, prepared.facts) if dist.get_rank() == 0 else {},
+        token_flops=_token_flops(recipe, config, facts, prepared.facts) if has_flops else {},
     )
 
 
@@ -56,8 +55,8 @@ def part_of(work: works.Work) -> Any:
     return Part(context.recipe.stages[0], context.plan.stages[0], context.prepared.facts[0], tokenizer, seat)
 
 
-def run(work: works.Work, stage: int, steps: int, record: Any, clock: Any) -> None:
-    """Run it, with its record written to a file as on a cluster; `clock` runs in collectives."""
+def run(work: works.Work, stage: int, steps: int, record: Any) -> None:
+    """Run it, with its record written to a file as on a cluster, and what it stands in collectives tallied."""
     from launcher.report.record import Recorder
     from launcher.stage import StageRun
     from launcher.train import usage
@@ -79,17 +78,17 @@ def run(work: works.Work, stage: int, steps: int, record: Any, clock: Any) -> No
             super().record(batches, result)
             record.tokens[-1], record.slots[-1] = seen.pop(batches[0].step)
             record.losses.append(result.loss)
-            record.waits.append(clock.seconds)
-            clock.seconds = 0.0
+            record.waits.append(record.tally.waited_s)
+            record.tally.begin()
             record.step()
 
-    recorder = Recorder(folder / "metrics.jsonl" if dist.get_rank() == 0 else None)
-    context = _context(work, stage, steps, recorder)
+    def listen(event: dict[str, Any]) -> None:
+        if event["kind"] == "stage_begin":
+            record.begin = event
+
+    recorder = Recorder(folder / "metrics.jsonl" if dist.get_rank() == 0 else None, listen)
+    context = _context(work, stage, steps, recorder, has_flops=dist.get_rank() == 0)
     it = Counted(context, context.plan.stages[0], usage.Watch(context.device))
-    record.__init__(work)
-    clock.seconds = 0.0
+    record.start()
+    record.tally.begin()
     it.run()
-    if dist.get_rank() == 0:
-        events = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
-        begin = next(event for event in events if event["kind"] == "stage_begin")
-        record.told = {name: begin[name] for name in ("flops_per_token", "peak_flops")}

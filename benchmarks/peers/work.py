@@ -12,9 +12,10 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 VOCABULARY = 8192
-GLOBAL_BATCH, MICRO_BATCH, MAX_LENGTH, LEARNING_RATE = 16, 8, 512, 3e-4
+GLOBAL_BATCH, MAX_LENGTH, LEARNING_RATE = 16, 512, 3e-4
 GPU_TOKENS = 16_384
 """Of a rank's step, padding included."""
+DTYPES = {"gpu": "bf16", "cpu": "fp32"}
 RAGGED, SCALARS = "ragged", "scalars"
 LLAMA = {
     "model_type": "llama",
@@ -122,7 +123,6 @@ class Work:
         micro_batch: samples of a rank's step.
         max_length: tokens of a sample at most.
         device: gpu or cpu.
-        dtype: of the weights in training: fp32 or bf16.
     """
 
     folder: str
@@ -134,7 +134,11 @@ class Work:
     micro_batch: int
     max_length: int
     device: str
-    dtype: str
+
+    @property
+    def dtype(self) -> str:
+        """Of the weights in training."""
+        return DTYPES[self.device]
 
     def save(self) -> Path:
         """Write it down; return the file."""
@@ -179,7 +183,7 @@ def make(
     """
     import yaml
 
-    known, dtype = KINDS[kind], "bf16" if device == "gpu" else "fp32"
+    known = KINDS[kind]
     length = max_length or known.stage["max_length"]
     config = known.config if kind != "chats" else LLAMA | SIZES[size] | {"max_position_embeddings": length}
     file, tokenizer = _data(folder, known, data, length)
@@ -200,7 +204,7 @@ def make(
     stage["micro_batch"] = per_rank if batching == "packed" else f"{per_rank * length} tokens"
     origin = {"path": str(model)} if config is None else {"config": config, "tokenizer": str(tokenizer)}
     tree = {
-        "model": {**origin, "dtype": dtype, "compile": compile},
+        "model": {**origin, "dtype": DTYPES[device], "compile": compile},
         "checkpoint": {"every_steps": 100_000},
         "spares": False,
         "stages": [stage],
@@ -208,7 +212,7 @@ def make(
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(tree), encoding="utf-8")
     samples, start, pad = _samples(recipe, folder)
-    return Work(str(folder), kind, start, str(samples), str(recipe), pad, per_rank, length, device, dtype)
+    return Work(str(folder), kind, start, str(samples), str(recipe), pad, per_rank, length, device)
 
 
 def _data(folder: Path, kind: Kind, data: Path | None, length: int) -> tuple[Path, Path | None]:

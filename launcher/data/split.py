@@ -1,6 +1,6 @@
 """The samples of a split, over all its data sets and blocks: found by their ids, read from mapped memory."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -47,23 +47,20 @@ class Split:
 
     def lengths(self, samples: Integers) -> Integers:
         """Return the tokens of each sample."""
-        values = np.empty(len(samples), dtype=np.int64)
-        for block, _, rows, here in self._by_block(samples):
-            values[here] = block.lengths[rows]
-        return values
+        return self._of_each(samples, lambda block: block.lengths)
 
     def widths(self, samples: Integers) -> Integers:
         """Return the tokens of each sample's longest sequence: where the answer is one of its own, it may be that."""
-        values = np.empty(len(samples), dtype=np.int64)
-        for block, _, rows, here in self._by_block(samples):
-            values[here] = block.widths[rows]
-        return values
+        return self._of_each(samples, lambda block: block.widths)
 
     def targets(self, samples: Integers) -> Integers:
         """Return the labels or tokens of each sample that bear loss."""
+        return self._of_each(samples, lambda block: block.targets)
+
+    def _of_each(self, samples: Integers, of: Callable[[Block], Integers]) -> Integers:
         values = np.empty(len(samples), dtype=np.int64)
         for block, _, rows, here in self._by_block(samples):
-            values[here] = block.targets[rows]
+            values[here] = of(block)[rows]
         return values
 
     def scalars(self, samples: Integers) -> dict[str, Array]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from launcher.errors import ClusterError, nearest
 from launcher.plan import gpus
 from launcher.plan.gpus import GIB, Accelerator, Gpu
+from launcher.plan.plan import World
 
 EXAMPLE = "16x8xH100-80GB, 8xA100-80GB,host=1TB or 2xCPU-32GB"
 CPU_NETWORK = 10
@@ -52,9 +53,10 @@ class Cluster:
         return self.num_nodes * self.workers_per_node
 
     @property
-    def half(self) -> Literal["bf16", "fp16"]:
-        """The 16-bit precision that its GPUs have in hardware."""
-        return gpus.half([self.accelerator.name] if self.accelerator else [])
+    def world(self) -> World:
+        """A worker on each GPU, or on each place for CPU workers."""
+        half = gpus.half([self.accelerator.name] if self.accelerator else [])
+        return World(num_workers=self.num_workers, device=self.device, half=half)
 
     def describe(self) -> str:
         """Return one line for a person."""

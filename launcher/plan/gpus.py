@@ -131,6 +131,11 @@ def find(name: str) -> str:
     raise ClusterError(f'unknown GPU "{name}"{hint}')
 
 
+def names_in(resources: Iterable[str]) -> set[str]:
+    """Return the kinds of GPU that a node's resources name, as Ray calls them."""
+    return {key.partition(":")[2] for key in resources if key.startswith("accelerator_type:")}
+
+
 def half(names: Iterable[str]) -> Literal["bf16", "fp16"]:
     """Return the 16-bit precision that all of these GPUs have in hardware: bf16 unless one is older than Ampere.
 

@@ -121,9 +121,8 @@ def forget_killed_builds(ds_config: Mapping[str, Any], old_s: float = KILLED_AFT
         if op is None:
             continue
         lock = Path(_get_build_directory(op.name, False)) / "lock"
-        while lock.exists() and _holder(lock) is None:
-            if not _forgotten(lock, old_s):
-                time.sleep(_POLL_S)
+        while not _forgotten(lock, old_s) and _holder(lock) is None:
+            time.sleep(_POLL_S)
 
 
 def _forgotten(lock: Path, old_s: float = KILLED_AFTER_S) -> bool:

@@ -123,7 +123,7 @@ def test_half_precision_of_a_gpu(name: str, half: str) -> None:
 def test_half_precision_of_the_table() -> None:
     for key, gpu in gpus.GPUS.items():
         assert (gpus.half([key]) == "fp16") == (gpu.bf16 is None), key
-    assert cluster.parse("4xT4").half == "fp16" and cluster.parse("2xCPU-32GB").half == "bf16"
+    assert cluster.parse("4xT4").world.half == "fp16" and cluster.parse("2xCPU-32GB").world.half == "bf16"
 
 
 def test_no_name_stands_for_two_gpus() -> None:
