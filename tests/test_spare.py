@@ -32,7 +32,7 @@ def workers(run_pid: int) -> set[int]:
 
 
 def two_idle(run: Run, pid: int, what: str) -> set[int]:
-    """Wait for two processes that are ready; return them as they were seen, since they may get work at once."""
+    """Wait for two processes that are ready, and return them."""
     seen: list[set[int]] = [set()]
 
     def look() -> bool:
@@ -50,9 +50,11 @@ def test_workers_start_in_processes_that_were_ready(chat_setup: dict[str, Any], 
     run = Run(recipe, tmp_path / "runs", "--workers", "2", "--set", "checkpoint.every_steps=10").start()
     assert run.process is not None
     pid = run.process.pid
-    first = two_idle(run, pid, "processes while the run is looked ahead on")
     run.wait_for_step(12)
-    assert workers(pid) == first
+    # Workers are asked for after this is written: a process that began before was made ready.
+    planned_s, first = (run.run_dir / "plan.json").stat().st_mtime, workers(pid)
+    assert len(first) == 2
+    assert all(psutil.Process(each).create_time() < planned_s for each in first)
     second = two_idle(run, pid, "spares of the workers")
     psutil.Process(min(first)).kill()
     run.wait_until(lambda: workers(pid) == second, "workers in their place", 120)
