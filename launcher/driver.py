@@ -97,8 +97,6 @@ def run(
                 missing = 0
             with autoscaler.demand(kind, missing, is_gang=False):
                 reason = life.reason = generation.run(watch)
-        policy.num_failures += generation.num_failures
-        policy.remember(generation.hangs)
         if reason == "done":
             return _finish(job, world, prepared, view)
         if reason == "stop":

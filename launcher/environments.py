@@ -18,14 +18,6 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 
-def of_controller() -> dict[str, str]:
-    """Return what Ray Train adds to the job's environment for its controller, from which its other actors inherit it."""
-    names = _ray_trains()
-    warns = names.RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR
-    default = {warns: names.DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE}
-    return default | dict(names.get_env_vars_to_propagate())
-
-
 def of_tasks() -> dict[str, str]:
     """Return what those of looking ahead and of the preparation have: one process can do both."""
     return {spare.KIND: "task"}
@@ -35,7 +27,8 @@ def of_workers(*, on_gpu: bool) -> dict[str, str]:
     """Return what the workers' environment has beside the job's, all of it."""
     # Workers need the compiler's helpers of this environment on their path, activated or not.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    found = {"PATH": path, "TOKENIZERS_PARALLELISM": "true", spare.KIND: "worker"} | of_controller()
+    of_ray_train: dict[str, str] = _ray_trains().get_env_vars_to_propagate()
+    found = {"PATH": path, "TOKENIZERS_PARALLELISM": "true", spare.KIND: "worker"} | of_ray_train
     return found if on_gpu else found | {"DS_ACCELERATOR": "cpu"}
 
 

@@ -91,16 +91,6 @@ class Generation:
         return any(event["kind"] == "stage_begin" for event in self.events)
 
     @property
-    def num_failures(self) -> int:
-        """How often workers failed."""
-        return sum(event["kind"] == "failure" for event in self.events)
-
-    @property
-    def hangs(self) -> list[tuple[str, int]]:
-        """The stage and the step of every hang that the workers were restarted for."""
-        return [(event["stage"], event["step"]) for event in self.events if event["kind"] == "hung"]
-
-    @property
     def nodes(self) -> set[str]:
         """The nodes of its workers, as far as these have told."""
         return {event["node"] for event in self.events if event["kind"] == "worker"}

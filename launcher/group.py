@@ -1,5 +1,7 @@
 """A group of workers as Ray Train is to start it."""
 
+import asyncio
+import logging
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from launcher import environments  # isort: skip
 
 # After `environments`, which sets what it reads.
 import ray.train
+from ray._private.log import PlainRayHandler
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import (
@@ -20,6 +23,9 @@ from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckFailedError,
     WorkerHealthCheckTimeoutError,
 )
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
@@ -132,18 +138,65 @@ def trainer(group: Group, bulletin: str) -> Any:
 
 
 class _Trainer(DataParallelTrainer):
-    """Ray Train's, without two actors of its own, of 150 MB and more than a second of a core each."""
+    """Ray Train's, without four actors of its own, of 150 MB and more than a second of a core each."""
 
     def _create_default_callbacks(self) -> list[Any]:
         return [each for each in super()._create_default_callbacks() if not isinstance(each, _UNNEEDED)]
 
+    def _initialize_and_run_controller(self, **options: Any) -> Any:
+        """Run Ray Train's controller here, not in an actor: it has nothing to outlive the driver for."""
+        options["scaling_policy"] = _SoMany(self.scaling_config)
+        controller = _Controller(**options)
+        # What it logs is in the files of Ray's session, as an actor's is; the terminal is the view's.
+        logger = logging.getLogger("ray.train")
+        for handler in [each for each in logger.handlers if isinstance(each, PlainRayHandler)]:
+            logger.removeHandler(handler)
+        asyncio.run(controller.run())
+        return controller.get_result()
 
-# We give no Ray datasets to hand out; and the workers' places go with the driver, which ends where the controller does.
+
+# We give no Ray datasets to hand out; and the workers' places go with the driver, where the controller is.
 _UNNEEDED = (DatasetsCallback, PlacementGroupCleanerCallback)
 
 
+class _SoMany(FixedScalingPolicy):
+    """Ray Train's, without its actor that asks for nodes: waiting placement groups and our driver do (autoscaler.py)."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Ask nobody."""
+
+    def _maybe_send_resource_request(self) -> None:
+        """Ask nobody."""
+
+
+class _WorkerGroup(WorkerGroup):
+    """Ray Train's, whose controller is no actor: workers could ask it for Ray's checkpoints alone, and have their own."""
+
+    def _init_train_context_on_workers(
+        self, workers: list[Any], sync_actor: Any, train_context_args: dict[str, list[Any]]
+    ) -> None:
+        begun = [
+            worker.actor.init_train_context.remote(
+                train_run_context=self._train_run_context,
+                distributed_context=worker.distributed_context,
+                synchronization_actor=sync_actor,
+                storage_context=self._storage_context,
+                worker_callbacks=self._worker_callbacks_to_propagate,
+                controller_actor=None,
+                **{name: values[i] for name, values in train_context_args.items()},
+            )
+            for i, worker in enumerate(workers)
+        ]
+        ray.get(begun)
+        self._decorate_worker_log_file_paths(workers)
+
+
+class _Controller(TrainController):
+    worker_group_cls = _WorkerGroup
+
+
 def _train(job: dict[str, Any]) -> None:
-    """Train, on a worker: here, so that neither driver nor controller import what workers do."""
+    """Train, on a worker: here, so that the driver does not import what workers do."""
     from launcher import worker
 
     worker.train(job)

@@ -29,9 +29,6 @@ HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 """By this Ray knows what a process runs before its first task (ray._private.ray_constants)."""
 KIND = "LAUNCHER_PROCESS"
 """In a process's environment, what it is for: `worker`, or `task`, one that looks ahead or prepares data."""
-_OF_TRAIN = "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"
-"""Ray Train has it in its controller's environment, and with that in that of its other actors."""
-CONTROLLER = ("launcher.group",)
 TASK = ("launcher.describe", "launcher.prepare", "launcher.train.model")
 WORKER = (
     "launcher.group",
@@ -58,8 +55,6 @@ def hook() -> dict[str, str]:
 def imports() -> None:
     """Import what this process will need, as Ray calls it in each one that starts: before it is given work."""
     modules = {"worker": WORKER, "task": TASK}.get(os.environ.get(KIND, ""))
-    if modules is None and _OF_TRAIN in os.environ:
-        modules = CONTROLLER
     if modules is not None:
         with lean.imports():
             lean.load(modules)

@@ -46,7 +46,6 @@ def test_ordering_processes_needs_no_ray_train() -> None:
 
 
 def test_environments_are_as_ray_train_makes_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    # As `DataParallelTrainer._initialize_and_run_controller` has it.
     from ray.train.v2._internal import constants
 
     from launcher import environments, spare
@@ -54,12 +53,6 @@ def test_environments_are_as_ray_train_makes_them(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "77")
     expected = constants.get_env_vars_to_propagate()
     assert expected["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == "77"
-    expected.setdefault(
-        constants.RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR,
-        constants.DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE,
-    )
-    assert environments.of_controller() == expected
-    assert expected.keys() >= {spare._OF_TRAIN}
     workers = environments.of_workers(on_gpu=True)
     assert expected.items() <= workers.items() and workers[spare.KIND] == "worker"
 
