@@ -26,6 +26,8 @@ from ray.train.v2._internal.exceptions import (
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group import state as of_states
+from ray.train.v2._internal.execution.worker_group import worker_group as of_groups
 from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
@@ -138,7 +140,7 @@ def trainer(group: Group, bulletin: str) -> Any:
 
 
 class _Trainer(DataParallelTrainer):
-    """Ray Train's, without four actors of its own, of 150 MB and more than a second of a core each."""
+    """Ray Train's, without the actors of its own, of 150 MB and more than a second of a core each."""
 
     def _create_default_callbacks(self) -> list[Any]:
         return [each for each in super()._create_default_callbacks() if not isinstance(each, _UNNEEDED)]
@@ -167,6 +169,29 @@ class _SoMany(FixedScalingPolicy):
 
     def _maybe_send_resource_request(self) -> None:
         """Ask nobody."""
+
+
+class _NoActor:
+    """In the place of the one through which workers agree on Ray's checkpoints: they have torch's collectives."""
+
+    @classmethod
+    def options(cls, **_: Any) -> "type[_NoActor]":
+        """See Ray."""
+        return cls
+
+    @classmethod
+    def remote(cls, **_: Any) -> "type[_NoActor]":
+        """See Ray."""
+        return cls
+
+    @classmethod
+    def end(cls, _: Any) -> None:
+        """End nothing."""
+
+
+# Ray Train has no switch for it; all worker groups of this process are ours.
+of_groups.SynchronizationActor = _NoActor
+of_states._shutdown_sync_actor = _NoActor.end
 
 
 class _WorkerGroup(WorkerGroup):

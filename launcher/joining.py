@@ -76,8 +76,8 @@ def warm_up(world: World) -> None:
         env_vars = environments.of_workers(on_gpu=world.device == "cuda")
         numbers = {node: min(num_workers, world.num_workers) for node, num_workers in nodes.workers.items()}
         orders += [Order(node, num, env_vars) for node, num in numbers.items() if num]
-    # A look at the machine, the bulletin, and Ray Train's actor for what workers tell each other.
-    spare.order(*orders, Order(here, 3, {}))
+    # The bulletin.
+    spare.order(*orders, Order(here, 1, {}))
 
 
 @contextmanager

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-UNNEEDED = ("mlflow", "scipy", "sklearn")
+UNNEEDED = ("mlflow", "scipy", "sklearn", "boto3")
 """What libraries import where it happens to be installed, and a run has no use for: DeepSpeed's autotuner takes mlflow,
-transformers' losses of object detection scipy, and its assisted generation sklearn, which has scipy. Each of the first two
-costs as much as a third of torch."""
+transformers' losses of object detection scipy, its assisted generation sklearn, which has scipy, and Accelerate's questions
+about SageMaker boto3. Each of the first two costs as much as a third of torch."""
 
 
 @contextmanager

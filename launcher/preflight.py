@@ -104,10 +104,16 @@ def live(limit_s: float = 20.0) -> list[dict[str, Any]]:
     Raises:
         ClusterError: a node does not answer.
     """
-    nodes = _nodes()
-    refs = {name: _on(node, probes.machine).remote(tempfile.gettempdir()) for name, node in nodes.items()}
+    nodes, here, scratch = _nodes(), ray.get_runtime_context().get_node_id(), tempfile.gettempdir()
+    refs = {
+        name: _on(node, probes.machine).remote(scratch)
+        for name, node in nodes.items()
+        if node["NodeID"] != here
+    }
+    # The driver's own needs no process for that.
+    ours = {name: probes.machine(scratch) for name, node in nodes.items() if node["NodeID"] == here}
     found = []
-    for name, machine in _answers(refs, time.monotonic() + limit_s, cancel=True).items():
+    for name, machine in (ours | _answers(refs, time.monotonic() + limit_s, cancel=True)).items():
         if "cores" not in machine:
             raise ClusterError(f"node {name} gave no answer within {limit_s:g} s: is it alive and reachable?")
         resources, found_gpus = nodes[name]["Resources"], machine["gpus"]

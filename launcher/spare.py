@@ -10,17 +10,22 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+from ray._private.state import state
 
 from launcher import lean
 
 AFTER_S = 30.0
 """How long training goes on before a spare is made: the first steps have the processors to themselves."""
 KEPT_S = 7 * 24 * 3600
+BEGUN_WITHIN_S = 5.0
+"""How long a process may take to tell Ray that it is there, before the next one is asked for all the same."""
 SIZE = 700 << 20
 """Bytes of host memory that a spare may take, seldom shared: on a CPU 540 MB, with CUDA's libraries more."""
 ROOM = 0.1
@@ -110,8 +115,24 @@ def order(*orders: Order) -> None:
         # As Ray's core puts a task's environment on its job's (OverrideTaskOrActorRuntimeEnvInfo), where it has one.
         merged = job | {"env_vars": job.get("env_vars", {}) | each.env_vars}
         text = json.dumps(merged, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        asked.append((each.node, each.num, text if each.env_vars else plain))
-    threading.Thread(target=lambda: [_ask_raylet(*each) for each in asked], daemon=True).start()
+        asked += [(each.node, text if each.env_vars else plain)] * each.num
+    threading.Thread(target=_in_turn, args=[asked], daemon=True).start()
+
+
+def _in_turn(asked: Sequence[tuple[str, str]]) -> None:
+    """Ask for one process after another: a raylet starts as many at once as its node has CPUs, and drops what is above that.
+
+    Args:
+        asked: by process its node and environment.
+    """
+    cpus = {node["NodeID"]: max(1, int(node["Resources"].get("CPU", 1))) for node in ray.nodes()}
+    before, begun = len(state.workers()), Counter[str]()
+    for node, runtime_env in asked:
+        until_s = time.monotonic() + BEGUN_WITHIN_S
+        while begun[node] - (len(state.workers()) - before) >= cpus.get(node, 1) and time.monotonic() < until_s:
+            time.sleep(0.05)
+        _ask_raylet(node, 1, runtime_env)
+        begun[node] += 1
 
 
 def _ask_raylet(node_id: str, num_workers: int, runtime_env: str) -> None:
