@@ -1,12 +1,16 @@
 """Imports without what nobody needs: a start is made of imports more than of anything else."""
 
 import contextlib
+import functools
 import gc
 import importlib
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
 
 UNNEEDED = ("mlflow", "scipy", "sklearn", "boto3")
 """What libraries import where it happens to be installed, and a run has no use for: DeepSpeed's autotuner takes mlflow,
@@ -14,9 +18,12 @@ transformers' losses of object detection scipy, its assisted generation sklearn,
 about SageMaker boto3. Each of the first two costs as much as a third of torch."""
 
 
+_STRUCTURES, _READS = "transformers.utils.import_utils", "create_import_structure_from_path"
+
+
 @contextmanager
 def imports() -> Iterator[None]:
-    """Import within the block as if what is unneeded were not installed, and without looking for garbage.
+    """Import within the block as if what is unneeded were not installed, nothing twice, and without looking for garbage.
 
     Afterwards everything can be imported again. What was imported stays for as long as the process does, so no look for
     garbage goes through it until a stage has ended: DeepSpeed makes one in each start, which took half a second.
@@ -25,7 +32,7 @@ def imports() -> Iterator[None]:
     gc.disable()
     try:
         # A look for GPUs through the driver would settle which there are, before Ray has said which are this worker's.
-        with without(*UNNEEDED), _set("PYTORCH_NVML_BASED_CUDA_CHECK", "1"):
+        with without(*UNNEEDED), _one_reading(), _set("PYTORCH_NVML_BASED_CUDA_CHECK", "1"):
             yield
     finally:
         gc.freeze()
@@ -52,6 +59,39 @@ def without(*names: str) -> Iterator[None]:
         for name in hidden:
             if sys.modules.get(name, name) is None:
                 del sys.modules[name]
+
+
+@contextmanager
+def _one_reading() -> Iterator[None]:
+    """Have transformers read once what its models' files export: it asks twice, and opens 2,000 files each time."""
+    finder = _OfStructures()
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
+class _OfStructures:
+    """Finds the module that reads them, as Python would, and has it remember."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """See importlib.abc.MetaPathFinder."""
+        spec = PathFinder.find_spec(name, path, target) if name == _STRUCTURES else None
+        if spec is not None and spec.loader is not None:
+            loader: Any = spec.loader
+            loader.exec_module = functools.partial(_remembering, loader.exec_module)
+        return spec
+
+
+def _remembering(execute: Any, module: Any) -> None:
+    execute(module)
+    if reads := getattr(module, _READS, None):
+        # It takes a package's folder, or a file in it.
+        known = functools.cache(lambda path: reads(path))
+        setattr(module, _READS, lambda path: known(os.path.dirname(path) if os.path.isfile(path) else str(path)))
 
 
 @contextmanager
