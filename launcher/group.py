@@ -217,6 +217,8 @@ class _WorkerGroup(WorkerGroup):
 
 
 class _Controller(TrainController):
+    """Ray Train's, with such workers."""
+
     worker_group_cls = _WorkerGroup
 
 

@@ -3,12 +3,16 @@
 import contextlib
 import functools
 import gc
+import hashlib
 import importlib
+import marshal
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +22,7 @@ transformers' losses of object detection scipy, its assisted generation sklearn,
 about SageMaker boto3. Each of the first two costs as much as a third of torch."""
 
 
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "ray-finetune-launcher"
 _STRUCTURES, _READS = "transformers.utils.import_utils", "create_import_structure_from_path"
 
 
@@ -63,7 +68,7 @@ def without(*names: str) -> Iterator[None]:
 
 @contextmanager
 def _one_reading() -> Iterator[None]:
-    """Have transformers read once what its models' files export: it asks twice, and opens 2,000 files each time."""
+    """Have transformers read once what its models' files export: each process would open 2,000 files, twice."""
     finder = _OfStructures()
     sys.meta_path.insert(0, finder)
     try:
@@ -86,12 +91,50 @@ class _OfStructures:
         return spec
 
 
-def _remembering(execute: Any, module: Any) -> None:
+def _remembering(execute: Callable[[Any], None], module: Any) -> None:
     execute(module)
-    if reads := getattr(module, _READS, None):
-        # It takes a package's folder, or a file in it.
-        known = functools.cache(lambda path: reads(path))
-        setattr(module, _READS, lambda path: known(os.path.dirname(path) if os.path.isfile(path) else str(path)))
+    reads = getattr(module, _READS, None)
+    if reads is None:
+        return
+
+    @functools.cache
+    def known(folder: str) -> Any:
+        # It calls itself, by this name, for each model.
+        return _kept(folder, reads) if os.path.basename(folder) == "models" else reads(folder)
+
+    # It takes a package's folder, or a file in it.
+    setattr(module, _READS, lambda path: known(os.path.dirname(path) if os.path.isfile(path) else str(path)))
+
+
+def _kept(folder: str, reads: Callable[[str], Any]) -> Any:
+    """Return what a folder's files export, as an earlier process read it if they are still the same by size and time."""
+    stamp = _stamp(folder)
+    name = hashlib.blake2b(folder.encode(), digest_size=10).hexdigest()
+    file = CACHE / f"exports-{name}.{sys.implementation.cache_tag}"
+    with contextlib.suppress(OSError, ValueError, EOFError, TypeError):
+        then, found = marshal.loads(file.read_bytes())
+        if then == stamp:
+            return found
+    found = reads(folder)
+    with contextlib.suppress(OSError, ValueError):
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=CACHE, delete=False) as aside:
+            aside.write(marshal.dumps((stamp, found)))
+        os.replace(aside.name, file)
+    return found
+
+
+def _stamp(folder: str) -> bytes:
+    seen, folders = hashlib.blake2b(digest_size=16), [folder]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for each in sorted(entries, key=lambda entry: entry.name):
+                if each.is_dir():
+                    folders += [each.path] if each.name != "__pycache__" else []
+                else:
+                    status = each.stat()
+                    seen.update(f"{each.path} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return seen.digest()
 
 
 @contextmanager

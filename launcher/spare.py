@@ -129,7 +129,9 @@ def _in_turn(asked: Sequence[tuple[str, str]]) -> None:
     before, begun = len(state.workers()), Counter[str]()
     for node, runtime_env in asked:
         until_s = time.monotonic() + BEGUN_WITHIN_S
-        while begun[node] - (len(state.workers()) - before) >= cpus.get(node, 1) and time.monotonic() < until_s:
+        while (
+            begun[node] - (len(state.workers()) - before) >= cpus.get(node, 1) and time.monotonic() < until_s
+        ):
             time.sleep(0.05)
         _ask_raylet(node, 1, runtime_env)
         begun[node] += 1
