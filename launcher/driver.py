@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from launcher import autoscaler, capacity, environments, failures, probes, spare, storage, tasks
+from launcher import autoscaler, capacity, environments, failures, probes, spare, storage
 from launcher import recipe as recipes
 from launcher.capacity import Workers
 from launcher.errors import ExportFailed
@@ -24,6 +24,7 @@ from launcher.report import memory
 from launcher.report import summary as report
 from launcher.report.history import WHY, Life
 from launcher.report.view import View
+from launcher.verify import Verified, verify_stage
 
 Meddle = Callable[[Generation], None]
 WAIT_S = 1800.0
@@ -198,7 +199,7 @@ def _for_workers(job: Job, world: World, prepared: Prepared) -> dict[str, Any]:
 
 def _finish(job: Job, world: World, prepared: Prepared, view: View) -> dict[str, Any]:
     """Verify every export in a fresh process, and write the summary."""
-    differences = _verified(job)
+    verified = _verified(job)
     stages: dict[str, Any] = {}
     for name in [stage.name for stage in job.recipe.stages] + (["baseline"] if job.recipe.baseline else []):
         folder = job.run_dir / "stages" / name
@@ -207,27 +208,25 @@ def _finish(job: Job, world: World, prepared: Prepared, view: View) -> dict[str,
             stages[name]["after"] = after["metrics"]
         predicted, used = job.outlook.predicted().get(name, {}), stages[name].get("memory", {})
         stages[name]["memory"] = memory.comparison(predicted, used)
-        if name in differences:
-            stages[name] |= {"export": str(folder / "export"), "verified": differences[name]}
+        if name in verified:
+            stages[name] |= {"export": str(folder / "export"), "verified": verified[name].difference}
     view.say("exports verified: read back in a fresh process, the same logits as trained")
-    task = tasks.create(job.recipe.stages[-1])
-    for name, stage in zip(stages, job.recipe.stages, strict=False):
-        stages[name] |= {"notes": notes} if (notes := tasks.create(stage).notes()) else {}
+    for name, each in verified.items():
+        stages[name] |= {"notes": each.notes} if each.notes else {}
     summary: dict[str, Any] = {"stages": stages, "num_workers": world.num_workers, "device": world.device}
     if halvings := storage.read_json(job.run_dir / HALVINGS):
         summary["halvings"] = halvings
-    is_joint = job.recipe.transfer == "joint"
-    if transfer := report.transfer(stages, task.metric, is_joint=is_joint):
+    is_joint, last = job.recipe.transfer == "joint", job.recipe.stages[-1].name
+    if transfer := report.transfer(stages, verified[last].metric, is_joint=is_joint):
         summary["transfer"] = transfer
     storage.write_json(job.run_dir / "summary.json", summary)
     return summary
 
 
-def _verified(job: Job) -> dict[str, float]:
-    """Return each stage's largest relative difference of logits, exported against trained."""
-    from launcher.verify import verify_stage
-
-    task = ray.remote(num_cpus=1, max_calls=1)(verify_stage)
+def _verified(job: Job) -> dict[str, Verified]:
+    """Return what was found of each stage's export."""
+    how = {"runtime_env": {"env_vars": environments.of_tasks()}}
+    task = ray.remote(num_cpus=1, max_calls=1, **how)(verify_stage)
     pending = {
         stage.name: task.remote(recipes.dump_stage(stage), str(job.run_dir / "stages" / stage.name))
         for stage in job.recipe.stages

@@ -83,5 +83,6 @@ def test_the_card_says_what_was_measured_and_breaks_nothing(seeds: Path) -> None
     assert "train.jsonl | 96 |" in found.text
     assert str(seeds) not in found.content and str(Path.home()) not in found.content
     recipe = parse(yaml.safe_load((seeds / "seed-0" / "recipe.yaml").read_text()))
-    difference = verify_stage(dump_stage(recipe.stages[0]), str(stage_dir))
-    assert not isinstance(difference, ExportFailed) and difference < 1e-3
+    verified = verify_stage(dump_stage(recipe.stages[0]), str(stage_dir))
+    assert not isinstance(verified, ExportFailed) and verified.difference < 1e-3
+    assert verified.metric == "loss"
