@@ -5,6 +5,7 @@ import functools
 import gc
 import hashlib
 import importlib
+import inspect
 import marshal
 import os
 import sys
@@ -37,7 +38,8 @@ def imports() -> Iterator[None]:
     gc.disable()
     try:
         # A look for GPUs through the driver would settle which there are, before Ray has said which are this worker's.
-        with without(*UNNEEDED), _one_reading(), _set("PYTORCH_NVML_BASED_CUDA_CHECK", "1"):
+        nvml = _set("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+        with without(*UNNEEDED), _one_reading(), _no_source_lines(), nvml:
             yield
     finally:
         gc.freeze()
@@ -64,6 +66,17 @@ def without(*names: str) -> Iterator[None]:
         for name in hidden:
             if sys.modules.get(name, name) is None:
                 del sys.modules[name]
+
+
+@contextmanager
+def _no_source_lines() -> Iterator[None]:
+    """Have frames told by file and line alone: torch asks for that of 137 operators, and each time all modules are searched."""
+    plain: Any = inspect.getframeinfo
+    inspect.getframeinfo = lambda frame, context=1: plain(frame, 0)
+    try:
+        yield
+    finally:
+        inspect.getframeinfo = plain
 
 
 @contextmanager

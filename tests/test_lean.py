@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import inspect
 import json
 import subprocess
 import sys
@@ -39,6 +40,15 @@ def test_what_is_hidden_is_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
             importlib.import_module("colorsys")
     assert gc.isenabled()
     assert importlib.import_module("colorsys").rgb_to_hsv
+
+
+def test_frames_are_told_without_their_lines_for_as_long_as_it_imports() -> None:
+    plain = inspect.getframeinfo
+    with lean.imports():
+        told = inspect.getframeinfo(sys._getframe())
+    assert (Path(told.filename).name, told.code_context) == (Path(__file__).name, None)
+    assert told.lineno == inspect.getsourcelines(sys._getframe())[1] + 3
+    assert inspect.getframeinfo is plain
 
 
 def test_the_driver_needs_no_torch() -> None:
