@@ -225,8 +225,9 @@ def _finish(job: Job, world: World, prepared: Prepared, view: View) -> dict[str,
 
 def _verified(job: Job) -> dict[str, Verified]:
     """Return what was found of each stage's export."""
-    how = {"runtime_env": {"env_vars": environments.of_tasks()}}
-    task = ray.remote(num_cpus=1, max_calls=1, **how)(verify_stage)
+    # One process for each export.
+    how = {"max_calls": 1, "runtime_env": {"env_vars": environments.of_verification()}}
+    task = ray.remote(num_cpus=1, **how)(verify_stage)
     pending = {
         stage.name: task.remote(recipes.dump_stage(stage), str(job.run_dir / "stages" / stage.name))
         for stage in job.recipe.stages

@@ -23,6 +23,11 @@ def of_tasks() -> dict[str, str]:
     return {spare.KIND: "task"}
 
 
+def of_verification() -> dict[str, str]:
+    """Return what that of exports has: as no other process of the run, so that none is taken that has done something."""
+    return of_tasks() | {"LAUNCHER_VERIFIES": "1"}
+
+
 def of_workers(*, on_gpu: bool) -> dict[str, str]:
     """Return what the workers' environment has beside the job's, all of it."""
     # Workers need the compiler's helpers of this environment on their path, activated or not.
