@@ -210,9 +210,8 @@ def _finish(job: Job, world: World, prepared: Prepared, view: View) -> dict[str,
         stages[name]["memory"] = memory.comparison(predicted, used)
         if name in verified:
             stages[name] |= {"export": str(folder / "export"), "verified": verified[name].difference}
+            stages[name] |= {"notes": notes} if (notes := verified[name].notes) else {}
     view.say("exports verified: read back in a fresh process, the same logits as trained")
-    for name, each in verified.items():
-        stages[name] |= {"notes": each.notes} if each.notes else {}
     summary: dict[str, Any] = {"stages": stages, "num_workers": world.num_workers, "device": world.device}
     if halvings := storage.read_json(job.run_dir / HALVINGS):
         summary["halvings"] = halvings

@@ -1,6 +1,6 @@
 """What to do when workers fail: a decision, which the driver carries out. Pure."""
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -111,7 +111,10 @@ class Policy:
             message: which rank, where, with the file of its stacks.
             stage, step: how far they had come.
         """
-        self.remember([(stage, step)])
+        # Steps made again since a checkpoint are not new: a step that always hangs would never end the run.
+        is_further = stage != self.hung_at[0] or step > self.hung_at[1]
+        self.num_hangs = 1 if is_further else self.num_hangs + 1
+        self.hung_at = (stage, step) if is_further else self.hung_at
         if self.num_hangs <= self.max_failures:
             return Retry(message)
         times = "once" if self.num_hangs == 1 else f"{self.num_hangs} times"
@@ -121,16 +124,6 @@ class Policy:
                 f" {message}. The same command continues from the last checkpoint"
             )
         )
-
-    def remember(self, hangs: Iterable[tuple[str, int]]) -> None:
-        """Count hangs, given as stage and step: from the first again where one has come further than those before.
-
-        Steps made again since a checkpoint are not new: a step that always hangs would never end the run.
-        """
-        for stage, step in hangs:
-            is_further = stage != self.hung_at[0] or step > self.hung_at[1]
-            self.num_hangs = 1 if is_further else self.num_hangs + 1
-            self.hung_at = (stage, step) if is_further else self.hung_at
 
 
 def is_about_loss(failures: Mapping[int, Exception], lost: Set[int]) -> bool:

@@ -9,13 +9,14 @@ import inspect
 import marshal
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from launcher import storage
 
 UNNEEDED = ("mlflow", "scipy", "sklearn", "boto3")
 """What libraries import where it happens to be installed, and a run has no use for: DeepSpeed's autotuner takes mlflow,
@@ -131,9 +132,8 @@ def _kept(folder: str, reads: Callable[[str], Any]) -> Any:
     found = reads(folder)
     with contextlib.suppress(OSError, ValueError):
         CACHE.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=CACHE, delete=False) as aside:
-            aside.write(marshal.dumps((stamp, found)))
-        os.replace(aside.name, file)
+        with storage.new_file(file) as kept:
+            kept.write(marshal.dumps((stamp, found)))
     return found
 
 

@@ -115,41 +115,53 @@ def order(*orders: Order) -> None:
         # As Ray's core puts a task's environment on its job's (OverrideTaskOrActorRuntimeEnvInfo), where it has one.
         merged = job | {"env_vars": job.get("env_vars", {}) | each.env_vars}
         text = json.dumps(merged, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        asked += [(each.node, text if each.env_vars else plain)] * each.num
+        asked.append((each.node, each.num, text if each.env_vars else plain))
     threading.Thread(target=_in_turn, args=[asked], daemon=True).start()
 
 
-def _in_turn(asked: Sequence[tuple[str, str]]) -> None:
-    """Ask for one process after another: a raylet starts as many at once as its node has CPUs, and drops what is above that.
+@contextmanager
+def _never_fails() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # A start or a restart is slower without it, and nothing else.
+        logging.getLogger(__name__).warning("no spare process: %s", error)
+
+
+@_never_fails()
+def _in_turn(asked: Sequence[tuple[str, int, str]]) -> None:
+    """Ask for processes in turn: a raylet starts as many at once as its node has CPUs, and drops what is above that.
 
     Args:
-        asked: by process its node and environment.
+        asked: node, number, and environment.
     """
     cpus = {node["NodeID"]: max(1, int(node["Resources"].get("CPU", 1))) for node in ray.nodes()}
     before, begun = len(state.workers()), Counter[str]()
-    for node, runtime_env in asked:
-        until_s = time.monotonic() + BEGUN_WITHIN_S
-        while (
-            begun[node] - (len(state.workers()) - before) >= cpus.get(node, 1) and time.monotonic() < until_s
-        ):
-            time.sleep(0.05)
-        _ask_raylet(node, 1, runtime_env)
-        begun[node] += 1
+    for node, num, runtime_env in asked:
+        room = cpus.get(node, 1)
+        while num:
+            lot = min(num, max(1, room - begun[node]))
+            until_s = time.monotonic() + BEGUN_WITHIN_S
+            # Ray's table is not asked for as long as there are CPUs for all.
+            while begun[node] >= room and begun[node] - (len(state.workers()) - before) >= room:
+                if time.monotonic() >= until_s:
+                    break
+                time.sleep(0.05)
+            _ask_raylet(node, lot, runtime_env)
+            begun[node] += lot
+            num -= lot
 
 
+@_never_fails()
 def _ask_raylet(node_id: str, num_workers: int, runtime_env: str) -> None:
     from ray._private.grpc_utils import init_grpc_channel
     from ray.core.generated import node_manager_pb2, node_manager_pb2_grpc
 
-    try:
-        node = next(node for node in ray.nodes() if node["NodeID"] == node_id)
-        request = node_manager_pb2.PrestartWorkersRequest(
-            job_id=bytes.fromhex(ray.get_runtime_context().get_job_id()),
-            keep_alive_duration_secs=KEPT_S,
-            num_workers=num_workers,
-        )
-        request.runtime_env_info.serialized_runtime_env = runtime_env
-        with init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}") as channel:
-            node_manager_pb2_grpc.NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=30)
-    except Exception as error:  # A restart is slower without it, and nothing else.
-        logging.getLogger(__name__).warning("no spare process: %s", error)
+    node = next(node for node in ray.nodes() if node["NodeID"] == node_id)
+    request = node_manager_pb2.PrestartWorkersRequest(
+        job_id=bytes.fromhex(ray.get_runtime_context().get_job_id()),
+        keep_alive_duration_secs=KEPT_S,
+        num_workers=num_workers,
+    )
+    request.runtime_env_info.serialized_runtime_env = runtime_env
+    with init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}") as channel:
+        node_manager_pb2_grpc.NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=30)

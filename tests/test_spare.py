@@ -31,18 +31,6 @@ def workers(run_pid: int) -> set[int]:
     return found
 
 
-def two_idle(run: Run, pid: int, what: str) -> set[int]:
-    """Wait for two processes that are ready, and return them."""
-    seen: list[set[int]] = [set()]
-
-    def look() -> bool:
-        seen[0] = idle(pid)
-        return len(seen[0]) == 2
-
-    run.wait_until(look, what, 150)
-    return seen[0]
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_workers_start_in_processes_that_were_ready(chat_setup: dict[str, Any], tmp_path: Path) -> None:
@@ -55,7 +43,8 @@ def test_workers_start_in_processes_that_were_ready(chat_setup: dict[str, Any], 
     planned_s, first = (run.run_dir / "plan.json").stat().st_mtime, workers(pid)
     assert len(first) == 2
     assert all(psutil.Process(each).create_time() < planned_s for each in first)
-    second = two_idle(run, pid, "spares of the workers")
+    run.wait_until(lambda: len(idle(pid)) == 2, "spares of the workers", 150)
+    second = idle(pid)
     psutil.Process(min(first)).kill()
     run.wait_until(lambda: workers(pid) == second, "workers in their place", 120)
     run.wait_for_step(run.last_step() + 2)
